@@ -1,0 +1,228 @@
+"""Spherical k-means over a table: centroids from a bounded sample, assignment one task a fragment, statistics.
+
+The result is two tables of the lake, so that every method with the same settings shares them and a person can look:
+``TABLE.COLUMN.kK-FINGERPRINT`` (one row a centroid) and the same name with ``.rows`` (one row an eligible row).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+from datas3_ray import __version__
+from datas3_ray.errors import UsageError
+from datas3_ray.kernels.hashing import hash64, id_words, uniform
+from datas3_ray.kernels.kmeans import centroid_statistics, spherical_kmeans
+from datas3_ray.kernels.similarity import nearest, normalize
+from datas3_ray.lake.aligned import aligned_refs, write_aligned
+from datas3_ray.lake.cut import apply_cut, find_cut
+from datas3_ray.lake.schemas import fingerprint, matrix, vector_field
+from datas3_ray.lake.view import Counts, Fragment, Mapped, View
+from datas3_ray.runtime import device, gather, matrix_task
+
+if TYPE_CHECKING:
+    from datas3_ray.lake import Lake
+
+
+class KMeansConfig(BaseModel):
+    """Settings of spherical k-means. ``sample`` bounds the rows it trains on (``256 * clusters`` at most)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    clusters: int = Field(ge=1)
+    iterations: int = Field(default=20, ge=1)
+    seed: int = Field(default=0, ge=0)
+    sample: int = Field(default=1_000_000, ge=1)
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """Centroids, their statistics, and the aligned assignments of a view's rows.
+
+    Attributes
+    ----------
+    centroids : ndarray of shape (k, d), float32
+        Unit vectors.
+    sizes : ndarray of shape (k,), int64
+        Members of each cluster.
+    mean_distance : ndarray of shape (k,), float64
+        Mean cosine distance of the members to their centroid; NaN for an empty cluster.
+    mapped : Mapped
+        One part a fragment: ``id``, ``cluster`` (int32) and ``similarity`` (float32) of each eligible row.
+    name : str
+        Name of the centroids' table.
+    """
+
+    centroids: np.ndarray
+    sizes: np.ndarray
+    mean_distance: np.ndarray
+    mapped: Mapped
+    name: str
+
+
+def cluster(lake: Lake, view: View, source: str, config: KMeansConfig) -> Clustering:
+    """Cluster a view's rows, or read the clustering back when the same one was made before.
+
+    Parameters
+    ----------
+    source : str
+        Fingerprint of the view's eligible rows (:meth:`datas3_ray.selectors.base.Inputs.fingerprint`).
+
+    Raises
+    ------
+    UsageError
+        When there is no eligible row.
+    """
+    if view.column is None:
+        raise ValueError("clustering needs a view with a vector column")
+    mark = fingerprint({"source": source, "column": view.column, **config.model_dump()})
+    name = f"{view.table.name}.{view.column}.k{config.clusters}-{mark[:8]}"
+    rows = f"{name}.rows"
+    # The centroids are written last, so their presence means that both are whole.
+    if not lake.exists(name) or lake.table(name).lineage().get("fingerprint") != mark:
+        _train_and_write(lake, view, config, name, rows, mark)
+    return _read(lake, view, name, rows)
+
+
+def _train_and_write(lake: Lake, view: View, config: KMeansConfig, name: str, rows: str, mark: str) -> None:
+    import ray
+
+    started = time.perf_counter()
+    sample = sample_vectors(view, config)
+    trained = gather([ray.remote(_train).options(**matrix_task()).remote(sample, config)])[0]
+    centroids_ref = ray.put(trained.centroids)
+    assigned = view.map(assign_fragment, centroids_ref, resources=matrix_task())
+    counts = assigned.counts()
+    lineage: dict[str, Any] = {
+        "method": "kmeans",
+        "parameters": config.model_dump(),
+        "table": view.table.name,
+        "column": view.column,
+        "inputs": {view.table.name: view.table.version},
+        "fingerprint": mark,
+        "counts": vars(counts),
+        "code_version": __version__,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    sums = ray.remote(_sums)
+    k = len(trained.centroids)
+    tallies = gather([sums.remote(part, k) for part in assigned.parts])
+    sizes = np.sum([tally[0] for tally in tallies], axis=0)
+    distance = np.sum([tally[1] for tally in tallies], axis=0)
+    intra, inter = centroid_statistics(trained.centroids, sizes, distance, 20)
+    write_aligned(
+        lake,
+        rows,
+        assigned.parts,
+        kind="assignments",
+        fragment_ids=view.fragment_ids,
+        lineage=lambda tallies: lineage,
+        make=_as_it_is,
+    )
+    table = pa.table(
+        {
+            "id": pa.array([str(j) for j in range(k)]),
+            "vector": pa.FixedSizeListArray.from_arrays(
+                pa.array(trained.centroids.reshape(-1)), type=vector_field("vector", trained.centroids.shape[1]).type
+            ),
+            "size": sizes,
+            "mean_distance": intra,
+            "mean_distance_to_nearest_20": inter,
+        }
+    )
+    lineage["seconds"] = round(time.perf_counter() - started, 3)
+    lineage["objective"] = [round(float(value), 6) for value in trained.objective]
+    lake.write(name, table, kind="centroids", lineage=lineage)
+
+
+def _read(lake: Lake, view: View, name: str, rows: str) -> Clustering:
+    import ray
+
+    centroids = lake.table(name)
+    table = centroids.to_arrow()
+    assignments = lake.table(rows)
+    _, parts = aligned_refs(assignments)
+    counts = Counts(**assignments.lineage()["counts"])
+    return Clustering(
+        matrix(table.column("vector")).copy(),
+        table.column("size").to_numpy(),
+        table.column("mean_distance").to_numpy(),
+        Mapped(parts, [ray.put(counts)]),
+        name,
+    )
+
+
+def sample_vectors(view: View, config: KMeansConfig) -> np.ndarray:
+    """Unit vectors of the rows that k-means trains on, float32 (rows, d).
+
+    They are the rows with the smallest seeded hash, in the order of their ids: the same however it is run.
+    """
+    keyed = view.map(_hash_part, config.seed)
+    eligible = keyed.counts().eligible
+    if eligible == 0:
+        raise UsageError(
+            f"table '{view.table.name}' has no eligible row with a usable vector in column '{view.column}'."
+        )
+    cut = find_cut(keyed.parts, min(eligible, config.sample, 256 * config.clusters))
+    pieces = [piece for piece in view.zip(_take_part, keyed.parts, cut).results() if piece is not None]
+    ids = np.concatenate([piece[0] for piece in pieces])
+    vectors = np.concatenate([piece[1] for piece in pieces])
+    return vectors[np.argsort(ids, kind="stable")]
+
+
+def _hash_part(fragment: Fragment, seed: int) -> pa.Table:
+    """Ids of the eligible rows scored so that the smallest hash ranks first."""
+    batches = [ids for ids, _ in fragment.vectors()]
+    ids = pa.concat_arrays(batches) if batches else pa.array([], pa.string())
+    return pa.table({"id": ids, "score": -uniform(hash64(id_words(ids), seed=seed, stream="kmeans-sample"))})
+
+
+def _take_part(fragment: Fragment, part: pa.Table, cut: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    """Ids and unit vectors of the part's rows above the cut; None where there is none."""
+    keep = apply_cut(part, cut).column("keep").to_numpy()
+    ids, vectors, at = [], [], 0
+    for batch_ids, batch in fragment.vectors():
+        mask = keep[at : at + len(batch_ids)]
+        at += len(batch_ids)
+        if not mask.any():
+            continue
+        ids.append(np.array(batch_ids.to_pylist(), dtype=object)[mask])
+        vectors.append(normalize(batch[mask])[0])
+    return (np.concatenate(ids), np.concatenate(vectors)) if ids else None
+
+
+def _train(sample: np.ndarray, config: KMeansConfig) -> Any:
+    return spherical_kmeans(sample, config.clusters, seed=config.seed, iterations=config.iterations, device=device())
+
+
+def assign_fragment(fragment: Fragment, centroids: np.ndarray) -> pa.Table:
+    """Nearest centroid of each eligible row by cosine: ``id``, ``cluster`` int32, ``similarity`` float32."""
+    ids, clusters, similarities = [], [], []
+    for batch_ids, vectors in fragment.vectors():
+        index, similarity = nearest(normalize(vectors)[0], centroids, device=device())
+        ids.append(batch_ids)
+        clusters.append(index)
+        similarities.append(similarity)
+    return pa.table(
+        {
+            "id": pa.chunked_array(ids, pa.string()),
+            "cluster": np.concatenate(clusters) if clusters else pa.array([], pa.int32()),
+            "similarity": np.concatenate(similarities) if similarities else pa.array([], pa.float32()),
+        }
+    )
+
+
+def _sums(part: pa.Table, k: int) -> tuple[np.ndarray, np.ndarray]:
+    clusters = part.column("cluster").to_numpy()
+    distance = 1.0 - part.column("similarity").to_numpy().astype(np.float64)
+    return np.bincount(clusters, minlength=k), np.bincount(clusters, weights=distance, minlength=k)
+
+
+def _as_it_is(part: Any) -> Any:
+    return part

@@ -1,0 +1,145 @@
+"""What the tables of a lake look like, and the metadata that says what each of them is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import pyarrow as pa
+
+KIND = b"datas3:kind"
+LINEAGE = b"datas3:lineage"
+ENCODER = b"datas3:encoder"
+
+KINDS = ("image", "quarantine", "ledger", "selection", "centroids", "assignments", "results")
+
+# Non-null and an unenforced primary key: without both, concurrent merges of the same ids duplicate rows.
+ID = pa.field("id", pa.string(), nullable=False, metadata={"lance-schema:unenforced-primary-key": "true"})
+
+IMAGE_FIELDS = (
+    ID,
+    pa.field("uri", pa.string()),
+    pa.field("offset", pa.int64()),
+    pa.field("length", pa.int64()),
+    pa.field("width", pa.int32()),
+    pa.field("height", pa.int32()),
+)
+
+QUARANTINE = pa.schema(
+    [
+        pa.field("uri", pa.string()),
+        pa.field("offset", pa.int64()),
+        pa.field("key", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("error", pa.string()),
+        pa.field("shard", pa.string()),
+    ]
+)
+
+LEDGER = pa.schema(
+    [
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("config", pa.string(), nullable=False),
+        pa.field("fingerprint", pa.string()),
+        pa.field("size", pa.int64()),
+        pa.field("samples", pa.int64()),
+        pa.field("rows", pa.int64()),
+        pa.field("rejects", pa.int64()),
+        pa.field("fragments", pa.string()),
+        pa.field("quarantine_fragments", pa.string()),
+        pa.field("seconds", pa.float64()),
+        pa.field("commit", pa.string()),
+        pa.field("state", pa.string()),
+        pa.field("created", pa.timestamp("us", tz="UTC")),
+    ]
+)
+
+RESULTS = pa.schema(
+    [
+        pa.field("trial", pa.string()),
+        pa.field("run", pa.string()),
+        pa.field("deployment", pa.string()),
+        pa.field("method", pa.string()),
+        pa.field("selection", pa.string()),
+        pa.field("selection_fingerprint", pa.string()),
+        pa.field("model", pa.string()),
+        pa.field("vector", pa.string()),
+        pa.field("hyperparameters", pa.string()),
+        pa.field("seed", pa.int64()),
+        pa.field("metric", pa.string()),
+        pa.field("higher_is_better", pa.bool_()),
+        pa.field("validation", pa.float64()),
+        pa.field("test", pa.float64()),
+        pa.field("best", pa.bool_()),
+        pa.field("subset_size", pa.int64()),
+        pa.field("pool_size", pa.int64()),
+        pa.field("train_rows", pa.int64()),
+        pa.field("missing_classes", pa.int64()),
+        pa.field("test_rows", pa.int64()),
+        pa.field("seconds", pa.float64()),
+        pa.field("checkpoint", pa.string()),
+        pa.field("lineage", pa.string()),
+        pa.field("created", pa.timestamp("us", tz="UTC")),
+    ]
+)
+
+
+def vector_field(name: str, dimensions: int, encoder: dict[str, Any] | None = None) -> pa.Field:
+    """A searchable vector column: ``fixed_size_list<float32, dimensions>`` with its encoder's identity in the metadata.
+
+    >>> vector_field("lite", 4).type
+    FixedSizeListType(fixed_size_list<item: float>[4])
+    """
+    metadata = {ENCODER: json.dumps(encoder, sort_keys=True).encode()} if encoder else None
+    return pa.field(name, pa.list_(pa.float32(), dimensions), metadata=metadata)
+
+
+def vector_columns(schema: pa.Schema) -> dict[str, int]:
+    """Vector columns of a schema and their dimensions, in schema order."""
+    found = {}
+    for field in schema:
+        if pa.types.is_fixed_size_list(field.type) and pa.types.is_floating(field.type.value_type):
+            found[field.name] = field.type.list_size
+    return found
+
+
+def with_kind(schema: pa.Schema, kind: str, lineage: dict[str, Any] | None = None) -> pa.Schema:
+    """The schema with its kind and lineage written into its metadata."""
+    metadata = dict(schema.metadata or {})
+    metadata[KIND] = kind.encode()
+    if lineage is not None:
+        metadata[LINEAGE] = json.dumps(lineage, sort_keys=True).encode()
+    return schema.with_metadata(metadata)
+
+
+def fingerprint(value: Any) -> str:
+    """Sixteen hexadecimal digits that change when the value (anything JSON can hold) changes.
+
+    >>> fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    True
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def matrix(column: pa.ChunkedArray | pa.Array) -> Any:
+    """A vector column as a numpy matrix (rows, dimensions), zero-copy where the column is one chunk without nulls.
+
+    Null vectors become rows of NaN, so that they are found invalid and never silently dropped.
+    """
+    import numpy as np
+
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    dimensions = column.type.list_size
+    if column.null_count == 0:
+        values = column.flatten()
+        if values.null_count == 0:
+            return values.to_numpy(zero_copy_only=False).reshape(-1, dimensions)
+    out = np.full((len(column), dimensions), np.nan, dtype=column.type.value_type.to_pandas_dtype())
+    valid = column.is_valid().to_numpy(zero_copy_only=False)
+    kept = column.drop_null()
+    # A null inside a vector arrives as NaN from to_numpy: the row is then invalid, as it should be.
+    out[valid] = kept.flatten().to_numpy(zero_copy_only=False).reshape(-1, dimensions)
+    return out

@@ -1,0 +1,44 @@
+"""Nearest neighbours of a row, by exact search in Lance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from datas3_ray.errors import UsageError
+from datas3_ray.lake.schemas import matrix
+from datas3_ray.lake.storage import sql_string
+
+if TYPE_CHECKING:
+    from datas3_ray.lake.lake import Lake
+
+_SHOWN = ("id", "label", "caption")
+
+
+def nearest_rows(
+    lake: Lake, table: str, like: str, *, column: str | None = None, where: str | None = None, limit: int = 10
+) -> pa.Table:
+    """The rows nearest to the row ``like`` by cosine distance, itself first; columns id, label, caption, _distance.
+
+    Raises
+    ------
+    UsageError
+        When there is no such row or vector column, or ``where`` does not parse.
+    """
+    opened = lake.image_table(table)
+    vectors = opened.vector_columns()
+    if column is None:
+        if len(vectors) != 1:
+            raise UsageError(f"table '{table}' has the vector columns {', '.join(vectors) or 'none'}; name one.")
+        column = next(iter(vectors))
+    opened.require_vector(column)
+    row = opened.to_arrow([column], filter=f"id = {sql_string(like)}", limit=1)
+    if row.num_rows == 0 or row.column(column).null_count:
+        raise UsageError(f"table '{table}' has no row '{like}' with a vector in column '{column}'.")
+    shown = [name for name in _SHOWN if name in opened.schema.names]
+    query = {"column": column, "q": matrix(row.column(column))[0], "k": limit, "metric": "cosine", "use_index": False}
+    try:
+        return opened.dataset.to_table(columns=[*shown, "_distance"], nearest=query, filter=where, prefilter=True)
+    except (ValueError, OSError) as error:
+        raise UsageError(f"where = {where!r} does not work on table '{table}': {str(error).splitlines()[0]}") from error

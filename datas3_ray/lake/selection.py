@@ -1,0 +1,81 @@
+"""A selection: which rows of an image table a method kept, and why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from datas3_ray.lake.aligned import part_positions
+from datas3_ray.lake.table import Table
+from datas3_ray.lake.view import Within
+
+if TYPE_CHECKING:
+    from datas3_ray.lake.lake import Lake
+
+
+class Selection:
+    """An immutable table with one row for each eligible row of its pool: ``id``, ``keep``, ``score`` and more.
+
+    ``len(selection)`` is the number of rows kept.
+    """
+
+    def __init__(self, lake: Lake, table: Table) -> None:
+        self.lake = lake
+        self.table = table
+        self._lineage = table.lineage()
+
+    @property
+    def name(self) -> str:
+        """The selection's name, which is also its table's."""
+        return self.table.name
+
+    @property
+    def method(self) -> str:
+        """Name of the method that made it, as recipes write it."""
+        return str(self._lineage["method"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the method, its parameters or what it read change."""
+        return str(self._lineage["fingerprint"])
+
+    def lineage(self) -> dict[str, Any]:
+        """Method, parameters, tables and versions read, parent selection, counts, code version and seconds."""
+        return {key: value for key, value in self._lineage.items() if key != "parts"}
+
+    def __len__(self) -> int:
+        return int(self._lineage["counts"]["kept"])
+
+    def ids(self) -> pa.Array:
+        """Ids of the kept rows, in the pool's order."""
+        return self.to_arrow(["id"], kept=True).column("id").combine_chunks()
+
+    def to_arrow(self, columns: list[str] | None = None, *, kept: bool = False) -> pa.Table:
+        """Every eligible row (or the kept ones): id, keep, score and the method's own columns."""
+        return self.table.to_arrow(columns, filter="keep" if kept else None)
+
+    def within(self, pool: Table) -> Within:
+        """The kept rows as a view of ``pool`` needs them."""
+        parts = part_positions(self._lineage)
+        current = set(pool.fragment_ids())
+        aligned = all(fragment in current for fragment, positions in parts.items() if positions)
+        return Within(self.table.uri, self.table.version, parts if aligned else None)
+
+    def resize(self, size: int | float, name: str | None = None) -> Selection:
+        """The same ranking cut at another size: a count, or a share of the eligible rows. Nothing is computed anew.
+
+        The result is saved as ``name`` (``NAME-SIZE`` by default), with this selection as its parent.
+
+        Raises
+        ------
+        UsageError
+            When the method has no ranking that a size could cut (a predicate, or density pruning, whose choice for
+            each cluster depends on the size).
+        """
+        from datas3_ray.lake.resize import resize
+
+        return resize(self, size, name)
+
+    def __repr__(self) -> str:
+        return f"Selection({self.name!r}, method={self.method!r}, kept={len(self)})"

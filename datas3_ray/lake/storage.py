@@ -1,0 +1,116 @@
+"""Opening Lance datasets, writing fragments in workers, and the one committer on the driver."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from datas3_ray.errors import Datas3Error
+
+StorageOptions = dict[str, str]
+
+# Lance logs "no existing dataset" as a warning whenever a table is made.
+os.environ.setdefault("LANCE_LOG", "error")
+
+COMMIT_ID = "datas3:commit"
+MAX_ROWS_PER_FRAGMENT = 1 << 20
+
+
+def is_local(uri: str) -> bool:
+    """Whether a lake's uri is a folder on this machine."""
+    return "://" not in uri
+
+
+def dataset_uri(lake_uri: str, name: str) -> str:
+    """Where the table ``name`` of a lake is."""
+    return f"{lake_uri.rstrip('/')}/{name}.lance"
+
+
+def open_dataset(uri: str, version: int | None = None, options: StorageOptions | None = None) -> Any:
+    """The Lance dataset at ``uri``, or None where there is none."""
+    import lance
+
+    if is_local(uri) and not os.path.isdir(os.path.join(uri, "_versions")):
+        return None
+    try:
+        return lance.dataset(uri, version=version, storage_options=options)
+    except ValueError as error:
+        if "not found" in str(error).lower():
+            return None
+        raise Datas3Error(f"{uri} (version {version or 'latest'}) cannot be opened: {error}") from error
+
+
+def write_fragments(data: pa.Table, uri: str, *, append: bool, options: StorageOptions | None = None) -> list[str]:
+    """Write rows as new Lance fragments that nothing refers to yet; returns their metadata as JSON.
+
+    ``append`` when they will join the rows of an existing table (its field ids are then used), not when they will
+    start or replace one. Safe to retry: only fragments whose metadata reaches ``commit`` become rows.
+    """
+    from lance.fragment import write_fragments as lance_write
+
+    if data.num_rows == 0:
+        return []
+    written = lance_write(
+        data,
+        uri,
+        schema=data.schema,
+        mode="append" if append else "overwrite",
+        max_rows_per_file=MAX_ROWS_PER_FRAGMENT,
+        storage_options=options,
+    )
+    rows = sum(fragment.physical_rows for fragment in written)
+    if rows != data.num_rows:
+        raise Datas3Error(f"{uri}: {data.num_rows} rows were handed over but {rows} were written; nothing is committed")
+    return [json.dumps(fragment.to_json()) for fragment in written]
+
+
+def commit(
+    uri: str,
+    fragments: Sequence[str],
+    schema: pa.Schema,
+    *,
+    overwrite: bool,
+    commit_id: str | None = None,
+    retried: bool = False,
+    options: StorageOptions | None = None,
+) -> int:
+    """Make fragments visible in one transaction and return the new version.
+
+    ``commit_id`` is kept in the transaction. A commit that may have happened already is ``retried``: it is then looked
+    for in the table's history first and not done twice, since Lance itself would add the rows again.
+    """
+    import lance
+
+    dataset = open_dataset(uri, options=options)
+    if retried and commit_id is not None and dataset is not None and has_commit(dataset, commit_id):
+        return int(dataset.version)
+    parsed = [lance.FragmentMetadata.from_json(text) for text in fragments]
+    if dataset is None or overwrite:
+        operation: Any = lance.LanceOperation.Overwrite(schema, parsed)
+    else:
+        operation = lance.LanceOperation.Append(parsed)
+    transaction = lance.Transaction(
+        read_version=dataset.version if dataset is not None else 0,
+        operation=operation,
+        transaction_properties={COMMIT_ID: commit_id} if commit_id else {},
+    )
+    return int(lance.LanceDataset.commit(uri, transaction, storage_options=options).version)
+
+
+def has_commit(dataset: Any, commit_id: str) -> bool:
+    """Whether a transaction with this id is in the dataset's history."""
+    history = dataset.get_transactions(recent_transactions=dataset.version)
+    return any(t is not None and (t.transaction_properties or {}).get(COMMIT_ID) == commit_id for t in history)
+
+
+def sql_string(text: str) -> str:
+    """A text as a SQL literal.
+
+    >>> sql_string("it's")
+    "'it''s'"
+    """
+    return "'" + text.replace("'", "''") + "'"

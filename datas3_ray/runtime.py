@@ -1,0 +1,100 @@
+"""Starting or joining Ray quietly, and asking the cluster for what a task needs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+# Set before Ray is imported: Ray reads them once, at import or at start.
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+
+
+def ensure_ray(num_cpus: int | None = None) -> None:
+    """Join the cluster named by ``RAY_ADDRESS`` (set inside a submitted job), or start Ray on this machine.
+
+    Does nothing when Ray is already running in this process. ``num_cpus`` applies to a machine of our own only.
+    """
+    for key, value in _QUIET.items():
+        os.environ.setdefault(key, value)
+    # Lance warns whenever the process forks, which starting Ray's own programs does; they never touch Lance.
+    warnings.filterwarnings("ignore", message="lance is not fork-safe")
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address:
+        ray.init(address=address, **options)
+    else:
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
+    quiet_ray_data()
+
+
+def quiet_ray_data() -> None:
+    """Turn off Ray Data's own bars and plan print-outs: the project draws one bar of its own."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+def cluster_cpus() -> int:
+    """CPUs of the whole cluster, at least 1."""
+    import ray
+
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def cluster_gpus() -> int:
+    """GPUs of the whole cluster."""
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def matrix_task() -> dict[str, float]:
+    """Ray resources of a task that multiplies matrices: one GPU where the cluster has any, else one CPU."""
+    return {"num_gpus": 1, "num_cpus": 1} if cluster_gpus() else {"num_cpus": 1}
+
+
+def device() -> str:
+    """The torch device of this worker process."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def gather(refs: Iterable[Any]) -> list[Any]:
+    """All results in order; a task's own exception is raised as itself, not as a RayTaskError."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    try:
+        return ray.get(list(refs))
+    except RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, Exception):
+            raise cause from error
+        raise
+
+
+def as_completed(refs: Iterable[Any]) -> Iterator[Any]:
+    """Results as they arrive, in no particular order."""
+    import ray
+
+    waiting = list(refs)
+    while waiting:
+        done, waiting = ray.wait(waiting, num_returns=1)
+        yield gather(done)[0]

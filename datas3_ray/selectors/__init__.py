@@ -1,0 +1,44 @@
+"""One file a method, all on one contract. The registry is what recipes, tests and documentation go by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datas3_ray.errors import UsageError, did_you_mean
+from datas3_ray.selectors.base import Selector
+from datas3_ray.selectors.density_pruning import DensityPruning
+from datas3_ray.selectors.everything import Everything
+from datas3_ray.selectors.expert import Expert
+from datas3_ray.selectors.image_align import ImageAlign
+from datas3_ray.selectors.importance_resampling import ImportanceResampling
+from datas3_ray.selectors.random import Random
+from datas3_ray.selectors.semdedup import SemDeDup
+
+SELECTORS: dict[str, type[Selector]] = {
+    selector.method: selector
+    for selector in (
+        Everything,
+        Random,
+        Expert,
+        ImageAlign,
+        SemDeDup,
+        DensityPruning,
+        ImportanceResampling,
+    )
+}
+
+
+def make_selector(method: str, parameters: dict[str, Any]) -> Selector:
+    """The selector that a recipe names, with its parameters.
+
+    >>> make_selector("random", {"size": 0.5})
+    Random(size=0.5, seed=0)
+    """
+    if method not in SELECTORS:
+        raise UsageError(
+            f"no selection method '{method}'; there are: {', '.join(SELECTORS)}.{did_you_mean(method, SELECTORS)}"
+        )
+    return SELECTORS[method](**parameters)
+
+
+__all__ = ["SELECTORS", "Selector", *(selector.__name__ for selector in SELECTORS.values()), "make_selector"]

@@ -1,0 +1,298 @@
+"""A recipe's ``columns:`` mapping: which value of a sample becomes which typed column of the image table."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pyarrow as pa
+
+from datas3_ray.errors import UsageError, did_you_mean
+from datas3_ray.sources.base import Sample, SampleError
+
+RESERVED = ("id", "uri", "offset", "length", "width", "height", "meta", "image")
+"""Names the lake gives its own columns; so does anything that begins with an underscore."""
+
+TYPES: dict[str, pa.DataType] = {
+    "string": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "bool": pa.bool_(),
+    "timestamp": pa.timestamp("us", tz="UTC"),
+}
+_FIXED = {"caption": "string", "label": "string", "target": "float"}
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_INT = re.compile(r"[+-]?[0-9]+")
+_FRACTION = re.compile(r"\.([0-9]+)")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+class BadValue(SampleError):
+    """A value does not fit the type of its column; the message names both."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("bad_value", message)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its name, where its value is (``json.a.b``, ``txt``, ``cls``, ``key`` or ``shard``) and its type."""
+
+    name: str
+    source: str
+    type: str = "string"
+
+    @property
+    def field(self) -> pa.Field:
+        return pa.field(self.name, TYPES[self.type])
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a source; ``Columns.parse`` makes them from a recipe's mapping.
+
+    ``caption`` is ``json.caption``, else the ``.txt`` member; ``label`` is ``json.label``, else the ``.cls`` member,
+    unless the mapping says otherwise. What the JSON holds beyond the mapped keys goes to ``meta``.
+
+    >>> columns = Columns.parse({"region": "json.where.region", "width_cm": {"from": "json.w", "type": "float"}})
+    >>> [field.name for field in columns.fields()]
+    ['caption', 'label', 'region', 'width_cm', 'meta']
+    >>> sample = Sample("s/1", "1", "s.tar", 512, 3, b"...", {"json": {"where": {"region": "N"}, "w": "2.5", "x": 1}})
+    >>> columns.extract(sample)
+    {'caption': None, 'label': None, 'region': 'N', 'width_cm': 2.5, 'meta': '{"x":1}'}
+    """
+
+    mapped: tuple[Column, ...] = ()
+
+    @classmethod
+    def parse(cls, mapping: Mapping[str, Any] | Columns | None) -> Columns:
+        """The columns of a recipe's mapping ``{name: source}`` or ``{name: {from: source, type: type}}``.
+
+        Raises UsageError for a reserved or malformed name, an unknown source or type, or two names that differ only
+        in case.
+        """
+        if isinstance(mapping, Columns):
+            return mapping
+        if mapping is None:
+            return cls()
+        if not isinstance(mapping, Mapping):
+            raise UsageError(f"columns: expected a mapping such as {{label: json.label}}, got {mapping!r}.")
+        columns: dict[str, Column] = {}
+        for name, entry in mapping.items():
+            column = _parse_column(name, entry)
+            twin = columns.setdefault(column.name.lower(), column)
+            if twin is not column:
+                raise UsageError(f"columns: {twin.name!r} and {column.name!r} differ only in case; rename one.")
+        return cls(tuple(columns.values()))
+
+    def fields_by_name(self) -> dict[str, pa.Field]:
+        """The Arrow fields under their names, in table order."""
+        return {field.name: field for field in self.fields()}
+
+    def fields(self) -> list[pa.Field]:
+        """The Arrow fields, in table order: caption, label, the mapped columns as written, meta."""
+        given = {column.name: column.field for column in self.mapped}
+        first = [given.pop(name, pa.field(name, pa.string())) for name in ("caption", "label")]
+        return [*first, *given.values(), pa.field("meta", pa.string())]
+
+    def extract(self, sample: Sample) -> dict[str, Any]:
+        """The values of one sample, a key for every field; missing and null values are None.
+
+        Raises BadValue where a value does not fit the type of its column.
+        """
+        values: dict[str, Any] = {"caption": None, "label": None}
+        given = set()
+        for column in self.mapped:
+            values[column.name] = _convert(column, _lookup(sample, column.source))
+            given.add(column.name)
+        used = [column.source for column in self.mapped]
+        for name, member in (("caption", "txt"), ("label", "cls")):
+            if name not in given:
+                used.append(f"json.{name}")
+                column = Column(name, f"json.{name}")
+                values[name] = _convert(column, _lookup(sample, column.source))
+                if values[name] is None:
+                    values[name] = _convert(column, _lookup(sample, member))
+        values["meta"] = _meta(sample.members.get("json"), used)
+        return values
+
+
+def _parse_column(name: Any, entry: Any) -> Column:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        starts = isinstance(name, str) and name.startswith("_")
+        why = "names that begin with an underscore are the lake's own" if starts else "use letters, digits and _"
+        raise UsageError(f"columns: {name!r} cannot be a column name: {why}; choose another.")
+    if name.lower() in RESERVED:
+        raise UsageError(f"columns: {name!r} is a column the lake fills itself; choose another name.")
+    if name.lower() in _FIXED and name not in _FIXED:
+        raise UsageError(f"columns: write {name.lower()!r} instead of {name!r}.")
+    fixed = _FIXED.get(name)
+    kind = fixed or "string"
+    source = entry
+    if isinstance(entry, Mapping):
+        for key in entry:
+            if key not in ("from", "type"):
+                hint = did_you_mean(str(key), ["from", "type"])
+                raise UsageError(f"columns: {name}: unknown key {key!r}; it takes from and type.{hint}")
+        if "from" not in entry:
+            raise UsageError(f"columns: {name}: the key 'from' is missing, such as {{from: json.{name}, type: float}}.")
+        source, kind = entry["from"], entry.get("type", kind)
+    if kind not in TYPES:
+        hint = did_you_mean(str(kind), TYPES)
+        raise UsageError(f"columns: {name}: unknown type {kind!r}; it is one of {', '.join(TYPES)}.{hint}")
+    if fixed is not None and kind != fixed:
+        raise UsageError(f"columns: {name} is always a {fixed}, not {kind!r}; map the value to another name.")
+    return Column(name, _parse_place(name, source), kind)
+
+
+def _parse_place(name: str, source: Any) -> str:
+    places = ("json.KEY", "txt", "cls", "key", "shard")
+    parts = source.split(".") if isinstance(source, str) else []
+    if source in ("txt", "cls", "key", "shard") or (len(parts) > 1 and parts[0] == "json" and all(parts[1:])):
+        return str(source)
+    hint = did_you_mean(str(source), places)
+    raise UsageError(f"columns: {name}: unknown source {source!r}; it is one of {', '.join(places)}.{hint}")
+
+
+def _lookup(sample: Sample, source: str) -> Any:
+    if source == "key":
+        return sample.key
+    if source == "shard":
+        return sample.id[: -len(sample.key) - 1]
+    if source in ("txt", "cls"):
+        text = sample.members.get(source)
+        return (text.strip() or None) if text is not None else None
+    value: Any = sample.members.get("json")
+    for part in source.split(".")[1:]:
+        if not isinstance(value, dict):
+            return None
+        value = value.get(part)
+    return value
+
+
+def _convert(column: Column, value: Any) -> Any:
+    if value is None:
+        return None
+    if column.type != "string" and isinstance(value, str):
+        value = value.strip()
+        if not value:
+            return None
+    try:
+        return _CONVERT[column.type](value)
+    except (ValueError, OverflowError) as error:
+        message = f"column {column.name!r} ({column.type}) from {column.source}: {_short(value)} {error}"
+        raise BadValue(message) from None
+
+
+def _string(value: Any) -> str:
+    return _clean(value if isinstance(value, str) else _json(value))
+
+
+def _int(value: Any) -> int:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    elif isinstance(value, str) and _INT.fullmatch(value):
+        value = int(value[:25])  # longer than any int64, and short enough never to be slow
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError("is not a whole number")
+    if not -(2**63) <= value < 2**63:
+        raise ValueError("does not fit into 64 bits")
+    return value
+
+
+def _float(value: Any) -> float:
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("is not a number")
+    value = float(value)
+    if not math.isfinite(value):
+        raise ValueError("is not finite")
+    return value
+
+
+def _bool(value: Any) -> bool:
+    word = value.lower() if isinstance(value, str) else value
+    if word in (True, "true", "1"):
+        return True
+    if word in (False, "false", "0"):
+        return False
+    raise ValueError("is neither true nor false")
+
+
+def _timestamp(value: Any) -> datetime:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError("is neither an ISO 8601 time nor seconds since 1970")
+    if isinstance(value, str) and not _NUMBER.fullmatch(value):
+        # Python 3.10 reads neither Z nor fractions of other than three or six digits.
+        plain = _FRACTION.sub(lambda found: f".{found[1][:6]:0<6}", re.sub(r"[zZ]$", "+00:00", value))
+        try:
+            moment = datetime.fromisoformat(plain)
+        except ValueError:
+            raise ValueError("is neither an ISO 8601 time nor seconds since 1970") from None
+        return moment.astimezone(timezone.utc) if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    try:
+        return _EPOCH + timedelta(seconds=_float(value))
+    except OverflowError:
+        raise ValueError("is beyond the year 9999; times are in seconds since 1970") from None
+
+
+_CONVERT: dict[str, Callable[[Any], Any]] = {
+    "string": _string,
+    "int": _int,
+    "float": _float,
+    "bool": _bool,
+    "timestamp": _timestamp,
+}
+
+
+def _meta(document: dict[str, Any] | None, used: list[str]) -> str | None:
+    """The JSON object without the values that columns took, compact and with sorted keys; None when nothing is left."""
+    if not document:
+        return None
+    rest = document
+    for source in used:
+        if source.startswith("json."):
+            rest = _without(rest, source.split(".")[1:])
+    return _clean(_json(rest)) if rest else None
+
+
+def _without(value: dict[str, Any], path: list[str]) -> dict[str, Any]:
+    """A copy of ``value`` lacking what is at ``path``, and lacking objects that become empty by it."""
+    head, tail = path[0], path[1:]
+    if head not in value:
+        return value
+    copy = dict(value)
+    inner = copy.pop(head)
+    if tail:
+        left = _without(inner, tail) if isinstance(inner, dict) else inner
+        if left or left is inner:
+            copy[head] = left
+    return copy
+
+
+def _json(value: Any) -> str:
+    try:
+        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    except RecursionError:
+        raise BadValue("the .json member is nested too deeply to be kept") from None
+
+
+def _clean(text: str) -> str:
+    r"""Text that Arrow can hold: a lone half of a surrogate pair, which JSON's ``\ud83d`` can give, becomes U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,232 @@
+"""WebDataset shards: tars whose consecutive members with one key (``0001.jpg``, ``0001.json``) are one sample."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import IO, Annotated, Any, ClassVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from datas3_ray.errors import UsageError
+from datas3_ray.sources.base import Reject, Sample, SampleError, Shard, Source, checked
+from datas3_ray.sources.columns import Columns
+from datas3_ray.sources.shard_patterns import find_files, is_remote
+from datas3_ray.sources.tarfile_reader import Member, TarError, read_tar
+
+IMAGES = ("jpg", "jpeg", "png", "webp")
+MEMBERS = ("json", "txt", "cls")
+_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+_SHOWN = 60  # characters of a wrong member that an error quotes
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+_Pattern = Annotated[str, Field(min_length=1)]
+
+
+class WebDataset(BaseModel, Source):
+    """Shards named by patterns; see ``find_files`` for what a pattern can be.
+
+    ``id_prefix`` is put before every id, ``id_folders`` says how many folders above the shard its ids begin with, and
+    members bigger than ``max_bytes`` are rejected unread. Object stores take their settings from the environment
+    (``AWS_*``, ``FSSPEC_*``), never from a recipe.
+
+    >>> WebDataset(webdataset="shards/{000..009}.tar").describe()
+    'webdataset shards/{000..009}.tar; columns caption, label, meta'
+    """
+
+    name: ClassVar[str] = "webdataset"
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    webdataset: Annotated[tuple[_Pattern, ...], BeforeValidator(_as_list), Field(min_length=1)]
+    columns: Annotated[Columns, BeforeValidator(Columns.parse)] = Columns()
+    id_prefix: str = ""
+    id_folders: Annotated[int, Field(ge=0, le=32)] = 1
+    max_bytes: Annotated[int, Field(ge=1)] = 200_000_000
+
+    @classmethod
+    def from_spec(cls, spec: Mapping[str, Any]) -> WebDataset:
+        """The source of a recipe's mapping ``{webdataset: pattern or patterns, columns: {...}, ...}``."""
+        return checked(cls, spec, "source")
+
+    def describe(self) -> str:
+        """One line for the plan; reads nothing."""
+        return f"webdataset {', '.join(self.webdataset)}; columns {', '.join(self.columns.fields_by_name())}"
+
+    def shards(self) -> list[Shard]:
+        """Every shard, sorted by uri.
+
+        Raises UsageError for a pattern that names nothing, a compressed archive, and two shards whose ids would clash.
+        """
+        by_prefix: dict[str, Shard] = {}
+        for file in find_files(self.webdataset):
+            if file.uri.lower().endswith(_PACKED):
+                raise UsageError(
+                    f"webdataset: {file.uri!r} is compressed, and images are fetched from their shards by byte range, "
+                    "which needs an uncompressed tar; unpack it first."
+                )
+            shard = Shard(file.uri, file.size, file.fingerprint, self._prefix(file.uri))
+            twin = by_prefix.setdefault(shard.prefix, shard)
+            if twin is not shard:
+                raise UsageError(
+                    f"webdataset: {twin.uri!r} and {shard.uri!r} would both give ids that begin with {shard.prefix!r}; "
+                    f"set `id_folders: {self.id_folders + 1}` so that ids keep more of the path, or ingest them in "
+                    "steps of their own with an `id_prefix:` each."
+                )
+        return sorted(by_prefix.values(), key=lambda shard: shard.uri)
+
+    def read(self, shard: Shard) -> Iterator[Sample | Reject]:
+        """The samples of one shard in their order, and a Reject in the place of each that cannot be one.
+
+        The shard is streamed once, from front to back. Never raises for what is in the data or for a file that cannot
+        be read: that is a Reject with its reason.
+        """
+        try:
+            file = _open(shard.uri)
+        except Exception as error:  # object stores raise their own kinds, not only OSError
+            yield Reject(shard.uri, 0, "unreadable_shard", f"{type(error).__name__}: {error}", "")
+            return
+        with file:
+            yield from _Grouping(shard, self.max_bytes).samples(file)
+
+    def _prefix(self, uri: str) -> str:
+        if uri.startswith(("http://", "https://")):
+            uri = uri.partition("?")[0]  # a signature in the query is not the same tomorrow
+        path = PurePosixPath(uri.partition("://")[2] if is_remote(uri) else uri)
+        folders = [part for part in path.parts[:-1] if part != "/"]
+        kept = folders[len(folders) - min(self.id_folders, len(folders)) :]
+        stem = path.name.removesuffix(".tar")
+        return "/".join([*filter(None, [self.id_prefix.rstrip("/")]), *kept, stem])
+
+
+def _open(uri: str) -> IO[bytes]:
+    if not is_remote(uri):
+        return open(uri, "rb", buffering=0)
+    import fsspec
+
+    fs, path = fsspec.core.url_to_fs(uri)
+    file: IO[bytes] = fs.open(path, "rb", block_size=4 << 20)
+    return file
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """A member's key and its extension in lower case; None for names that belong to no sample.
+
+    >>> split_name("a.b/0001.seg.PNG"), split_name("README"), split_name("a/.DS_Store")
+    (('a.b/0001', 'seg.png'), None, None)
+    """
+    base = name.rfind("/") + 1
+    dot = name.find(".", base)
+    if dot <= base or dot == len(name) - 1:
+        return None
+    return name[:dot], name[dot + 1 :].lower()
+
+
+@dataclass
+class _Group:
+    """The members of one key so far."""
+
+    key: str
+    first: Member
+    members: dict[str, Member] = field(default_factory=dict)
+
+
+class _Grouping:
+    """One pass over a shard: members to groups, groups to samples."""
+
+    def __init__(self, shard: Shard, max_bytes: int) -> None:
+        self._shard = shard
+        self._max_bytes = max_bytes
+        self._seen: set[str] = set()
+
+    def samples(self, file: IO[bytes]) -> Iterator[Sample | Reject]:
+        group: _Group | None = None
+        try:
+            for member in read_tar(file, self._wanted):
+                split = split_name(member.name)
+                if split is None:
+                    continue
+                key, extension = split
+                if group is None or group.key != key or extension in group.members:
+                    if group is not None:
+                        yield self._finish(group)
+                    group = _Group(key, member)
+                group.members[extension] = member
+        except TarError as error:
+            yield from self._broken_off(group, error)
+            return
+        if group is not None:
+            yield self._finish(group)
+        if not self._seen:
+            yield Reject(self._shard.uri, 0, "empty_shard", "the tar holds no member with a key and an extension", "")
+
+    def _wanted(self, name: str, size: int) -> bool:
+        split = split_name(name)
+        return split is not None and size <= self._max_bytes and (split[1] in IMAGES or split[1] in MEMBERS)
+
+    def _broken_off(self, group: _Group | None, error: TarError) -> Iterator[Sample | Reject]:
+        """Keep the group before the break only when the break is in another one: else a member of it may be lost."""
+        split = split_name(error.name)
+        key = split[0] if split else ""
+        message = str(error)
+        if group is not None:
+            if key and key != group.key:
+                yield self._finish(group)
+            else:
+                key = group.key
+                message += f"; the sample {key!r} may be incomplete and is left out"
+        yield Reject(self._shard.uri, error.offset, error.reason, message, key)
+
+    def _finish(self, group: _Group) -> Sample | Reject:
+        image = next((group.members[ext] for ext in group.members if ext in IMAGES), None)
+        at = image or group.first
+        try:
+            return self._sample(group, image)
+        except SampleError as error:
+            return Reject(self._shard.uri, at.offset, error.reason, error.message, group.key)
+
+    def _sample(self, group: _Group, image: Member | None) -> Sample:
+        key = group.key
+        duplicate = key in self._seen
+        self._seen.add(key)
+        if duplicate:
+            raise SampleError("duplicate_key", f"the key {key!r} came before in this shard")
+        if image is None:
+            raise SampleError("no_image", f"the key {key!r} has no image, only .{', .'.join(group.members)}")
+        if not image.size:
+            raise SampleError("empty_image", f"{image.name!r} has no bytes")
+        data = self._data(image)
+        members = {ext: _parse(self._data(group.members[ext]), ext) for ext in MEMBERS if ext in group.members}
+        sample_id = f"{self._shard.prefix}/{key}"
+        return Sample(sample_id, key, self._shard.uri, image.offset, image.size, data, members)
+
+    def _data(self, member: Member) -> bytes:
+        if member.sparse:
+            raise SampleError("sparse_member", f"{member.name!r} is stored as a sparse file; pack the tar without -S")
+        if member.data is None:
+            raise SampleError(
+                "too_large", f"{member.name!r} has {member.size} bytes, more than max_bytes = {self._max_bytes}"
+            )
+        return member.data
+
+
+def _parse(data: bytes, extension: str) -> Any:
+    if extension != "json":
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise SampleError("bad_text", f"the .{extension} member is not UTF-8: {error}") from None
+    try:
+        # NaN and infinities, which JSON does not have but some writers emit, are missing values.
+        document = json.loads(data.decode("utf-8-sig"), parse_constant=lambda _: None)
+    except (ValueError, RecursionError) as error:
+        start = data[:_SHOWN].decode("utf-8", "backslashreplace")
+        raise SampleError("bad_json", f"the .json member is not JSON: {error}; it begins with {start!r}") from None
+    if not isinstance(document, dict):
+        raise SampleError("bad_json", f"the .json member is not an object but {type(document).__name__}")
+    return document

@@ -1,0 +1,355 @@
+"""The kinds of step that a recipe can have: each checks its parameters when parsed, says its plan, and runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from datas3_ray.errors import UsageError, did_you_mean, explain
+from datas3_ray.ingest import IngestConfig, ingest, parse_config, plan_ingest
+from datas3_ray.lake.lake import RESULTS_TABLE, check_name
+from datas3_ray.lake.splits import Split, split_is_current, split_table
+from datas3_ray.selectors import SELECTORS, Selector, make_selector
+
+if TYPE_CHECKING:
+    from datas3_ray.lake import Lake
+    from datas3_ray.training.sweep import Deployment
+
+
+@dataclass
+class Context:
+    """Where a recipe runs."""
+
+    lake: Lake
+    output: Path
+    progress: bool = True
+    say: Callable[[str], None] = print
+
+
+@dataclass
+class Outcome:
+    """What a step did, for a person; ``skipped`` when nothing had changed since it last ran."""
+
+    sentence: str
+    skipped: bool = False
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Step(BaseModel):
+    """A named step. Subclasses state their parameters as fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    kind: ClassVar[str]
+    name: str
+
+    def reads(self) -> list[str]:
+        """Tables and selections that must be there before the step."""
+        return []
+
+    def plan(self, context: Context) -> str:
+        """What :meth:`run` would do; begins with "up to date" when it would do nothing."""
+        raise NotImplementedError
+
+    def run(self, context: Context) -> Outcome:
+        """Do it."""
+        raise NotImplementedError
+
+
+class SyntheticStep(Step):
+    """``synthetic: {folder: data, images: 2400, seed: 0}``: draw the camera-trap world as WebDataset shards."""
+
+    kind: ClassVar[str] = "synthetic"
+    folder: str
+    images: int = Field(default=2400, ge=100)
+    seed: int = Field(default=0, ge=0)
+
+    def plan(self, context: Context) -> str:
+        """The generator looks for itself whether the world is there."""
+        return f"draw {self.images} images into {self.folder} unless they are there"
+
+    def run(self, context: Context) -> Outcome:
+        """Draw the shards."""
+        from datas3_ray.sources.synthetic import World, generate
+
+        summary = generate(self.folder, World(images=self.images, seed=self.seed))
+        return Outcome(f"{summary.images} images and {summary.corrupt} broken files in {self.folder}")
+
+
+class IngestStep(Step):
+    """``ingest: {source: ..., encoders: ...}``: bring a source's shards into the table of the step's name."""
+
+    kind: ClassVar[str] = "ingest"
+    config: IngestConfig
+
+    def plan(self, context: Context) -> str:
+        """How many shards are missing."""
+        plan = plan_ingest(context.lake, self.name, self.config)
+        return plan.describe() if plan.todo else f"up to date ({plan.describe()})"
+
+    def run(self, context: Context) -> Outcome:
+        """Ingest what is missing."""
+        summary = ingest(context.lake, self.name, self.config, progress=context.progress)
+        return Outcome(summary.sentence(), skipped=not summary.shards)
+
+
+class SplitStep(Step):
+    """``split: {from: pool, where: ..., hash: ..., share: [...]}``: set rows aside, never to be selected."""
+
+    kind: ClassVar[str] = "split"
+    source: str
+    split: Split
+
+    def reads(self) -> list[str]:
+        """The pool."""
+        return [self.source]
+
+    def plan(self, context: Context) -> str:
+        """Whether the same split of the same version is there."""
+        current = split_is_current(context.lake, self.source, self.name, self.split)
+        return "up to date" if current else f"set rows of {self.source} aside"
+
+    def run(self, context: Context) -> Outcome:
+        """Write the split's table, unless it is there."""
+        if split_is_current(context.lake, self.source, self.name, self.split):
+            return Outcome("up to date", skipped=True)
+        table = split_table(context.lake, self.source, self.name, self.split, replace=True)
+        return Outcome(f"{table.count_rows()} rows of {self.source} set aside")
+
+
+class SelectStep(Step):
+    """``select: {from: pool, within: ..., query: ..., METHOD: {...}}``: choose rows of a pool."""
+
+    kind: ClassVar[str] = "select"
+    source: str
+    selector: Selector
+    within: str | None = None
+    query: str | None = None
+
+    def reads(self) -> list[str]:
+        """The pool, the parent selection and the query."""
+        return [name for name in (self.source, self.within, self.query) if name]
+
+    def plan(self, context: Context) -> str:
+        """Whether the same choice from the same versions is there."""
+        if not context.lake.exists(self.source):
+            return f"{self.selector.method} on {self.source}"
+        current = self.selector.is_current(context.lake, self.source, self.name, within=self.within, query=self.query)
+        return "up to date" if current else f"{self.selector.method} on {self.source}"
+
+    def run(self, context: Context) -> Outcome:
+        """Select, unless it is there."""
+        asked = {"within": self.within, "query": self.query}
+        skipped = self.selector.is_current(context.lake, self.source, self.name, **asked)
+        selection = self.selector.select(context.lake, self.source, name=self.name, replace=True, **asked)
+        counts = selection.lineage()["counts"]
+        share = counts["kept"] / counts["eligible"] if counts["eligible"] else 0.0
+        text = f"{counts['kept']} of {counts['eligible']} rows kept ({share:.1%})"
+        for key, word in (("invalid", "without a usable vector"), ("shortfall", "fewer than asked for")):
+            text += f", {counts[key]} {word}" if counts[key] else ""
+        return Outcome(("up to date: " if skipped else "") + text, skipped=skipped)
+
+
+class DeploymentSpec(BaseModel):
+    """One deployment of a sweep: its test table, its query table, and selections of its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    test: str
+    query: str | None = None
+    selections: tuple[str, ...] = ()
+
+
+class SweepStep(Step):
+    """``sweep: {config: FILE, selections: [...], deployments: {NAME: {query: ..., test: ...}}}``.
+
+    ``{deployment}`` in a selection's name stands for the deployment's; the leaderboard shows the name without it.
+    """
+
+    kind: ClassVar[str] = "sweep"
+    config: str | dict[str, Any]
+    set: dict[str, Any] = {}
+    selections: tuple[str, ...] = ()
+    deployments: dict[str, DeploymentSpec]
+
+    def named_selections(self, deployment: str) -> dict[str, str]:
+        """Label on the leaderboard -> name of the selection."""
+        asked = (*self.selections, *self.deployments[deployment].selections)
+        return {_label(name): name.replace("{deployment}", deployment) for name in asked}
+
+    def reads(self) -> list[str]:
+        """Every selection, test and query table."""
+        names: list[str] = []
+        for deployment, spec in self.deployments.items():
+            names += [*self.named_selections(deployment).values(), spec.test, *([spec.query] if spec.query else [])]
+        return list(dict.fromkeys(names))
+
+    def plan(self, context: Context) -> str:
+        """How much there is to train."""
+        selections = {name for deployment in self.deployments for name in self.named_selections(deployment).values()}
+        points = len(self._config().points())
+        return f"{points} grid points on {len(selections)} selections, {len(self.deployments)} deployments"
+
+    def run(self, context: Context) -> Outcome:
+        """Train, unless the same sweep is in the results."""
+        from rich.console import Console
+
+        from datas3_ray.benchmark.leaderboard import leaderboard
+        from datas3_ray.training.sweep import run_sweep
+
+        before = context.lake.table(RESULTS_TABLE).version if context.lake.exists(RESULTS_TABLE) else 0
+        rows = run_sweep(
+            context.lake,
+            self._config(),
+            name=self.name,
+            deployments=self._deployments(),
+            storage=str(context.output / "tune"),
+            progress=None if context.progress else lambda done: None,
+        )
+        skipped = context.lake.table(RESULTS_TABLE).version == before
+        if context.progress:
+            Console().print(leaderboard(rows).render())
+        return Outcome(f"{'up to date: ' if skipped else ''}{rows.num_rows} results", skipped=skipped)
+
+    def _config(self) -> Any:
+        from datas3_ray.recipe import find_file
+        from datas3_ray.training.config import load_sweep_config
+
+        source = self.config if isinstance(self.config, dict) else find_file(self.config)
+        return load_sweep_config(source, self.set)
+
+    def _deployments(self) -> dict[str, Deployment]:
+        from datas3_ray.training.sweep import Deployment
+
+        return {
+            name: Deployment(name, test=spec.test, query=spec.query, selections=self.named_selections(name))
+            for name, spec in self.deployments.items()
+        }
+
+
+class ReportStep(Step):
+    """``report: {}``: one self-contained page in the recipe's output folder."""
+
+    kind: ClassVar[str] = "report"
+    title: str | None = None
+    selections: list[str] | None = None
+    samples: int = Field(default=24, ge=0, le=500)
+
+    def reads(self) -> list[str]:
+        """The selections it names."""
+        return list(self.selections or [])
+
+    def plan(self, context: Context) -> str:
+        """Where the page will be."""
+        return f"write {context.output / (self.name + '.html')}"
+
+    def run(self, context: Context) -> Outcome:
+        """Write the page."""
+        from datas3_ray.report import write_report
+
+        path = write_report(
+            context.lake,
+            context.output / f"{self.name}.html",
+            title=self.title,
+            selections=self.selections,
+            samples=self.samples,
+        )
+        return Outcome(f"page written: {path}", details={"page": str(path)})
+
+
+KINDS: dict[str, type[Step]] = {
+    step.kind: step for step in (SyntheticStep, IngestStep, SplitStep, SelectStep, SweepStep, ReportStep)
+}
+
+
+def parse_step(step: Mapping[str, Any], number: int, where: str) -> Step:
+    """A typed step from its mapping ``{name: ..., KIND: {...}}``; a UsageError names the step and the key."""
+    name = step.get("name")
+    if not isinstance(name, str):
+        raise UsageError(f"{where}: step {number + 1} has no 'name'; every step needs one.")
+    check_name(name)
+    kinds = [key for key in step if key != "name"]
+    here = f"{where}: step '{name}'"
+    if len(kinds) != 1 or kinds[0] not in KINDS:
+        odd = next((key for key in kinds if key not in KINDS), None)
+        if odd is not None:
+            raise UsageError(f"{here}: unknown key '{odd}'; kinds are: {', '.join(KINDS)}.{did_you_mean(odd, KINDS)}")
+        raise UsageError(
+            f"{here}: a step has exactly one kind of {', '.join(KINDS)}, got {', '.join(kinds) or 'none'}."
+        )
+    kind, body = kinds[0], step[kinds[0]]
+    if body is None:
+        body = {}
+    if not isinstance(body, Mapping):
+        raise UsageError(f"{here}: '{kind}' must hold keys and values, got {body!r}.")
+    try:
+        return _MAKERS.get(kind, _plain)(name, dict(body), KINDS[kind])
+    except ValidationError as error:
+        raise UsageError(f"{here}: {explain(error, KINDS[kind].model_fields)}") from None
+    except UsageError as error:
+        raise UsageError(f"{here}: {error}") from None
+
+
+def _plain(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
+    return kind(name=name, **body)
+
+
+def _ingest(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
+    return IngestStep(name=name, config=parse_config(body))
+
+
+def _split(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
+    return SplitStep(name=name, source=_from(body), split=_model(Split, body))
+
+
+def _select(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
+    source = _from(body)
+    within, query = body.pop("within", None), body.pop("query", None)
+    methods = list(body)
+    if len(methods) != 1:
+        extra = [method for method in methods if method not in SELECTORS]
+        if extra:
+            known = ["from", "within", "query", *SELECTORS]
+            raise UsageError(f"unknown key '{extra[0]}'; it takes: {', '.join(known)}.{did_you_mean(extra[0], known)}")
+        raise UsageError(f"exactly one method is needed of {', '.join(SELECTORS)}, got {', '.join(methods) or 'none'}.")
+    parameters = body[methods[0]] or {}
+    if not isinstance(parameters, Mapping):
+        raise UsageError(f"'{methods[0]}' must hold parameters such as {{size: 0.25}}, got {parameters!r}.")
+    selector = make_selector(methods[0], dict(parameters))
+    if selector.needs_query and query is None:
+        raise UsageError(f"{methods[0]} needs 'query': the name of a table with examples of the deployment.")
+    if query is not None and not selector.needs_query:
+        raise UsageError(f"{methods[0]} looks at no query; leave 'query' out.")
+    return SelectStep(name=name, source=source, selector=selector, within=within, query=query)
+
+
+_MAKERS: dict[str, Callable[[str, dict[str, Any], type[Step]], Step]] = {
+    "ingest": _ingest,
+    "split": _split,
+    "select": _select,
+}
+
+
+def _from(body: dict[str, Any]) -> str:
+    source = body.pop("from", None)
+    if not isinstance(source, str):
+        raise UsageError("the key 'from' is missing; it names the image table to read.")
+    return source
+
+
+def _model(model: type[BaseModel], body: dict[str, Any]) -> Any:
+    try:
+        return model(**body)
+    except ValidationError as error:
+        raise UsageError(explain(error, model.model_fields)) from None
+
+
+def _label(name: str) -> str:
+    """A selection's name without the placeholder and the separator beside it."""
+    for piece in ("-{deployment}", "{deployment}-", "_{deployment}", ".{deployment}", "{deployment}"):
+        name = name.replace(piece, "")
+    return name or "{deployment}"

@@ -1,0 +1,187 @@
+"""What a sweep is: a model, a grid of hyper-parameters and how a winner is chosen. Read from YAML."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from datas3_ray.errors import UsageError, did_you_mean
+from datas3_ray.training.metrics import metric as find_metric
+from datas3_ray.training.models import model as find_model
+
+
+class SweepConfig(BaseModel):
+    """One model trained at every point of a grid; see ``tune_configs/vit_linear_probe.yaml`` for a commented example.
+
+    ``column`` is the vector column (a table's only one by default), ``validation`` the share of a selection's labelled
+    rows held out to choose the epoch and the hyper-parameters, ``patience`` the epochs without progress there before a
+    trial stops. With several seeds every point is trained once for each.
+
+    >>> config = SweepConfig(grid={"batch_size": 64, "lr": [0.01, 0.001]})
+    >>> config.points()
+    [{'batch_size': 64, 'lr': 0.01}, {'batch_size': 64, 'lr': 0.001}]
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = "vit_linear_probe"
+    column: str | None = None
+    label: str = Field("label", min_length=1)
+    metric: str = "accuracy"
+    grid: dict[str, tuple[int | float, ...]] = {"batch_size": (32, 64, 128), "lr": (0.01, 0.001, 0.0001)}
+    epochs: int = Field(20, ge=1)
+    patience: int = Field(5, ge=1)
+    validation: float = Field(0.1, gt=0, lt=1)
+    seed: tuple[int, ...] = (0,)
+    weight_decay: float = Field(0.0, ge=0)
+    standardize: bool = True
+    max_concurrent: int | None = Field(None, ge=1)
+
+    @field_validator("model")
+    @classmethod
+    def _known_model(cls, name: str) -> str:
+        find_model(name)
+        return name
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, name: str) -> str:
+        find_metric(name)
+        return name
+
+    @field_validator("seed", mode="before")
+    @classmethod
+    def _several_seeds(cls, value: Any) -> Any:
+        return value if isinstance(value, (list, tuple)) else (value,)
+
+    @field_validator("seed")
+    @classmethod
+    def _good_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0 or max(seeds) >= 1 << 63:
+            raise ValueError(f"it needs one or more different whole numbers in [0, 2**63), got {list(seeds)}")
+        return seeds
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse_grid(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("grid"), Mapping):
+            name = values.get("model", cls.model_fields["model"].default)
+            return {**values, "grid": _grid(str(name), values["grid"])}
+        return values
+
+    def points(self) -> list[dict[str, int | float]]:
+        """The grid's points in order, the last hyper-parameter varying fastest."""
+        return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that bears on a trial's result, as plain JSON values: not how many run at once."""
+        return self.model_dump(mode="json", exclude={"max_concurrent"})
+
+
+def load_sweep_config(
+    source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> SweepConfig:
+    """Read a sweep's configuration from a YAML file or a mapping.
+
+    ``overrides`` replace single values: nested mappings and dotted keys both reach inside (``{"grid.lr": [0.1]}``).
+
+    Raises
+    ------
+    UsageError
+        When there is no such file, it is no YAML mapping, or a key or value cannot be meant; one sentence names it.
+
+    Examples
+    --------
+    >>> load_sweep_config({"grid": {"batch_size": 64, "lr": 0.01}}, {"grid.lr": [0.1]}).grid
+    {'batch_size': (64,), 'lr': (0.1,)}
+    >>> load_sweep_config({"epoch": 5})
+    Traceback (most recent call last):
+    ...
+    datas3_ray.errors.UsageError: sweep config: unknown key 'epoch'. Did you mean 'epochs'?
+    """
+    where = f"sweep config {source}" if isinstance(source, (str, Path)) else "sweep config"
+    values = _read(Path(source), where) if isinstance(source, (str, Path)) else _merge({}, source)
+    values = _merge(values, _nested(overrides or {}))
+    try:
+        return SweepConfig.model_validate(values)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
+    except ValidationError as error:
+        raise UsageError(f"{where}: {_sentence(error)}") from error
+
+
+def _grid(model: str, grid: Mapping[str, Any]) -> dict[str, tuple[int | float, ...]]:
+    """The grid with every value of its hyper-parameter's kind; a single value counts as a list of one."""
+    known = find_model(model).hyperparameters
+    for key in grid:
+        if key not in known:
+            raise UsageError(
+                f"unknown key '{key}' in grid; model {model} has: {', '.join(known)}.{did_you_mean(str(key), known)}"
+            )
+    missing = [key for key, parameter in known.items() if parameter.required and key not in grid]
+    if missing:
+        raise UsageError(f"grid lacks '{missing[0]}', which model {model} needs.")
+    parsed: dict[str, tuple[int | float, ...]] = {}
+    for key, values in grid.items():
+        listed = list(values) if isinstance(values, (list, tuple)) else [values]
+        numbers = []
+        for value in listed:
+            number = known[key].parse(value)
+            if number is None:
+                raise UsageError(f"grid.{key} holds {value!r}; each value must be {known[key]}.")
+            numbers.append(number)
+        if not numbers or len(set(numbers)) != len(numbers):
+            raise UsageError(f"grid.{key} needs one or more different values, got {listed}.")
+        parsed[key] = tuple(numbers)
+    return parsed
+
+
+def _read(path: Path, where: str) -> dict[str, Any]:
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{where}: there is no such file.") from None
+    except OSError as error:
+        raise UsageError(f"{where}: it cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{where}: it is not YAML: {' '.join(str(error).split())}.") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UsageError(f"{where}: it must hold keys and values, got {type(values).__name__}.")
+    return values
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _nested(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in overrides.items():
+        for part in reversed(str(key).split(".")):
+            value = {part: value}
+        nested = _merge(nested, value)
+    return nested
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first complaint in one sentence."""
+    first = error.errors()[0]
+    key = str(first["loc"][0]) if first["loc"] else "it"
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{key}'.{did_you_mean(key, SweepConfig.model_fields)}"
+    said = str(first.get("ctx", {}).get("error", first["msg"]))
+    said = said[0].lower() + said[1:]
+    given = "" if first["type"] == "value_error" else f", got {first['input']!r}"
+    return f"{key}: {said}{given}."

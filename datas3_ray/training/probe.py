@@ -1,0 +1,292 @@
+"""A linear probe: multinomial logistic regression on fixed vectors, trained by Adam in mini-batches.
+
+The loop is written for many short runs: rows are gathered by a permutation instead of a data loader, the gradient of
+the softmax is written out instead of recorded, and nothing is copied but one batch, so a run costs little more than its
+matrix products. The result depends on the data and the settings alone, never on the order in which rows were stored
+(:mod:`datas3_ray.training.data` sorts them by id) or on what else runs.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from datas3_ray.training.metrics import metric
+
+CHUNK_ROWS = 8192
+_BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """How a probe is trained.
+
+    ``weight_decay`` is Adam's L2 penalty on the weights (not the bias); ``patience`` is the number of epochs without
+    progress on validation after which training stops.
+    """
+
+    batch_size: int = 64
+    lr: float = 1e-3
+    epochs: int = 20
+    patience: int = 5
+    weight_decay: float = 0.0
+    standardize: bool = True
+    metric: str = "accuracy"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the training rows gave: mean cross-entropy (nats) and the validation metric."""
+
+    epoch: int
+    train_loss: float
+    validation_loss: float
+    validation: float
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A trained probe. ``weight`` (c, d) and ``bias`` (c,) apply to ``(x - mean) / std``; all float32 on the CPU."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
+    classes: tuple[str, ...]
+
+    def logits(self, x: np.ndarray | torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Scores (n, c) of vectors ``x`` (n, d), or of its ``rows`` only, in chunks of bounded memory."""
+        return _logits(_tensor(x), rows, self.weight, self.bias, self.mean, 1 / self.std)
+
+    def predict(self, x: np.ndarray | torch.Tensor) -> np.ndarray:
+        """The most likely class's code for each row of ``x`` (n, d), int64 (n,); ties go to the lower code."""
+        return self.logits(x).argmax(1).numpy()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A trained probe, the epoch it was taken from (1-based), and every epoch's figures."""
+
+    probe: Probe
+    epoch: int
+    validation: float
+    history: tuple[Epoch, ...]
+
+
+def fit_probe(
+    x: np.ndarray | torch.Tensor,
+    y: np.ndarray,
+    train: np.ndarray,
+    validation: np.ndarray,
+    *,
+    classes: Sequence[str],
+    settings: ProbeSettings,
+    on_epoch: Callable[[Epoch], None] | None = None,
+    device: str | None = None,
+) -> Fit:
+    """Train a probe and return it as it was after its best epoch on validation.
+
+    The best epoch has the best metric; among equals the lowest validation loss, then the earliest.
+
+    Parameters
+    ----------
+    x : float32 (n, d)
+        Vectors; may be read-only and hold more rows than are used.
+    y : int64 (n,)
+        Codes into ``classes``; read at the rows of ``train`` and ``validation`` only.
+    train, validation : int64
+        Rows of ``x`` to learn from and to choose the epoch by.
+    classes : sequence of str
+        Names of the classes.
+    settings : ProbeSettings
+        Learning rate, epochs and the like.
+    on_epoch : callable, optional
+        Called with each :class:`Epoch`.
+    device : str, optional
+        A torch device; by default CUDA where there is any, else the CPU.
+
+    Raises
+    ------
+    ValueError
+        When there is nothing to learn from or to choose by.
+
+    Examples
+    --------
+    >>> x = np.array([[0.0, 1.0], [0.1, 0.9], [1.0, 0.0], [0.9, 0.2]], dtype=np.float32)
+    >>> rows = np.arange(4)
+    >>> fit = fit_probe(x, np.array([0, 0, 1, 1]), rows, rows, classes=("up", "right"), settings=ProbeSettings(lr=0.1))
+    >>> fit.probe.predict(x)
+    array([0, 0, 1, 1])
+    """
+    if not len(train) or not len(validation):
+        raise ValueError(f"a probe needs rows to train on and to validate on, got {len(train)} and {len(validation)}")
+    on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    data = _Data.of(x, y, train, validation, on)
+    mean, inverse_std = _moments(data.x, data.train) if settings.standardize else _identity(data.x)
+    weight = torch.zeros(len(classes), data.x.shape[1], device=on)
+    bias = torch.zeros(len(classes), device=on)
+    adam = (
+        _Adam(weight, settings.lr, settings.weight_decay),
+        _Adam(bias, settings.lr, 0.0),
+    )
+    order = torch.Generator().manual_seed(settings.seed)
+    score = metric(settings.metric)
+    truth = data.y[data.validation]
+    best: Epoch | None = None
+    best_key, best_state = (-math.inf, -math.inf), (weight, bias)
+    history: list[Epoch] = []
+    for number in range(1, settings.epochs + 1):
+        shuffled = data.train[torch.randperm(len(data.train), generator=order).to(on)]
+        train_loss = 0.0
+        total = torch.zeros((), device=on)
+        for batch in shuffled.split(settings.batch_size):
+            total += _step(data, batch, weight, bias, mean, inverse_std, adam)
+        train_loss = float(total) / len(shuffled)
+        logits = _logits(data.x, data.validation, weight, bias, mean, inverse_std)
+        validation_loss = float(torch.nn.functional.cross_entropy(logits, truth))
+        value = score(logits.argmax(1).cpu().numpy(), truth.cpu().numpy())
+        epoch = Epoch(number, train_loss, validation_loss, value)
+        history.append(epoch)
+        if on_epoch is not None:
+            on_epoch(epoch)
+        if not math.isfinite(train_loss):
+            raise ValueError(f"the training loss is {train_loss} in epoch {number}; a smaller lr may help")
+        key = (value if score.higher_is_better else -value, -validation_loss)
+        if key > best_key:
+            best_key, best, best_state = key, epoch, (weight.clone(), bias.clone())
+        elif best is not None and number - best.epoch >= settings.patience:
+            break
+    if best is None:
+        raise ValueError(f"the validation loss was never finite in {len(history)} epochs; a smaller lr may help")
+    probe = Probe(best_state[0].cpu(), best_state[1].cpu(), mean.cpu(), (1 / inverse_std).cpu(), tuple(classes))
+    return Fit(probe, best.epoch, best.validation, tuple(history))
+
+
+def save_probe(probe: Probe, path: str) -> None:
+    """Write a probe so that ``torch.load(path, weights_only=True)`` gives back its tensors and the classes' names."""
+    tensors = {"weight": probe.weight, "bias": probe.bias, "mean": probe.mean, "std": probe.std}
+    torch.save({**tensors, "classes": list(probe.classes)}, path)
+
+
+def load_probe(path: str) -> Probe:
+    """Read a probe that :func:`save_probe` wrote, from a file or an object store's uri."""
+    import fsspec
+
+    with fsspec.open(path, "rb") as file:
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+    return Probe(saved["weight"], saved["bias"], saved["mean"], saved["std"], tuple(saved["classes"]))
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Vectors, codes and the two sets of rows, on the device. On the CPU the vectors are the caller's own memory."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    train: torch.Tensor
+    validation: torch.Tensor
+
+    @staticmethod
+    def of(
+        x: np.ndarray | torch.Tensor, y: np.ndarray, train: np.ndarray, validation: np.ndarray, device: torch.device
+    ) -> _Data:
+        rows = [torch.tensor(part, dtype=torch.int64) for part in (train, validation)]
+        vectors, codes = _tensor(x), torch.tensor(y, dtype=torch.int64)
+        if device.type == "cpu":
+            return _Data(vectors, codes, rows[0], rows[1])
+        used = torch.cat(rows)
+        places = torch.arange(len(used), device=device)
+        return _Data(
+            vectors[used].to(device),
+            codes[used].to(device),
+            places[: len(rows[0])],
+            places[len(rows[0]) :],
+        )
+
+
+class _Adam:
+    """Adam (Kingma and Ba 2015, algorithm 1) for one parameter, in place."""
+
+    def __init__(self, parameter: torch.Tensor, lr: float, weight_decay: float) -> None:
+        self.parameter, self.lr, self.weight_decay = parameter, lr, weight_decay
+        self.first, self.second = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        self.steps = 0
+
+    def step(self, gradient: torch.Tensor) -> None:
+        self.steps += 1
+        if self.weight_decay:
+            gradient = gradient.add(self.parameter, alpha=self.weight_decay)
+        self.first.lerp_(gradient, 1 - _BETA1)
+        self.second.mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
+        scale = math.sqrt(1 - _BETA2**self.steps)
+        root = self.second.sqrt().div_(scale).add_(_EPSILON)
+        self.parameter.addcdiv_(self.first, root, value=-self.lr / (1 - _BETA1**self.steps))
+
+
+def _step(
+    data: _Data,
+    batch: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    mean: torch.Tensor,
+    inverse_std: torch.Tensor,
+    adam: tuple[_Adam, _Adam],
+) -> torch.Tensor:
+    """One mini-batch: the gradient of the mean cross-entropy is (softmax - one hot) / n. Returns the summed loss."""
+    rows = data.x.index_select(0, batch).sub_(mean).mul_(inverse_std)
+    labels = data.y.index_select(0, batch).unsqueeze(1)
+    log_likelihood = torch.log_softmax(torch.addmm(bias, rows, weight.t()), 1)
+    loss = -log_likelihood.gather(1, labels).sum()
+    residual = log_likelihood.exp_()
+    residual.scatter_add_(1, labels, residual.new_full(labels.shape, -1.0))
+    residual.div_(len(batch))
+    adam[0].step(residual.t() @ rows)
+    adam[1].step(residual.sum(0))
+    return loss
+
+
+def _logits(
+    x: torch.Tensor,
+    rows: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    mean: torch.Tensor,
+    inverse_std: torch.Tensor,
+) -> torch.Tensor:
+    count = len(x) if rows is None else len(rows)
+    chunks = []
+    for start in range(0, count, CHUNK_ROWS):
+        part = slice(start, start + CHUNK_ROWS)
+        vectors = x[part].sub(mean) if rows is None else x.index_select(0, rows[part]).sub_(mean)
+        chunks.append(torch.addmm(bias, vectors.mul_(inverse_std), weight.t()))
+    return torch.cat(chunks) if chunks else x.new_zeros(0, len(bias))
+
+
+def _moments(x: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and 1/standard deviation (d,) of some rows, summed in float64; a constant column keeps its scale."""
+    mean = sum((x[part].double().sum(0) for part in rows.split(CHUNK_ROWS)), x.new_zeros((), dtype=torch.float64))
+    mean = mean / len(rows)
+    squares = sum(((x[part] - mean).square_().sum(0) for part in rows.split(CHUNK_ROWS)), torch.zeros_like(mean))
+    std = (squares / len(rows)).sqrt_()
+    # Below this a column is constant but for rounding, and dividing would blow that rounding up.
+    flat = std <= 1e-6 * mean.abs() + 1e-12
+    return mean.float(), torch.where(flat, torch.ones_like(std), 1 / std).float()
+
+
+def _identity(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
+
+
+def _tensor(x: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """The same memory as a float32 tensor. Arrays from Ray's object store are read-only, and nothing writes to them."""
+    if isinstance(x, torch.Tensor):
+        return x.float()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+        return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))

@@ -1,0 +1,113 @@
+"""Tables of a lake: what goes in, what plain LanceDB sees, and what is refused."""
+
+from __future__ import annotations
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from datas3_ray import Lake
+from datas3_ray.errors import UsageError
+from datas3_ray.lake.storage import commit, dataset_uri, open_dataset, write_fragments
+
+
+@pytest.fixture
+def rows() -> pa.Table:
+    vectors = pa.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]], pa.list_(pa.float64()))
+    return pa.table({"id": ["a", "b", "c"], "label": ["x", None, "y"], "vec": vectors})
+
+
+@pytest.fixture
+def lake(tmp_path) -> Lake:
+    return Lake(tmp_path / "lake")
+
+
+def test_list_columns_become_searchable_vectors(lake: Lake, rows: pa.Table) -> None:
+    lake.add("pool", rows)
+    assert lake.table("pool").vector_columns() == {"vec": 2}
+    found = lancedb.connect(lake.uri).open_table("pool").search([0.6, 0.8]).limit(1).to_list()
+    assert found[0]["id"] == "c"
+
+
+def test_adding_appends_and_keeps_the_order_of_columns(lake: Lake, rows: pa.Table) -> None:
+    lake.add("pool", rows)
+    more = pa.table({"vec": [[1.0, 1.0]], "label": ["z"], "id": ["d"]})
+    assert lake.add("pool", more).count_rows() == 4
+    assert lake.table("pool").to_arrow(["id"]).column("id").to_pylist() == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.drop_columns(["id"]), "need a string column 'id'"),
+        (lambda t: t.set_column(0, "id", pa.array(["a", "a", "c"])), "repeat 1 ids, 'a'"),
+        (lambda t: t.set_column(0, "id", pa.array(["a", None, "c"])), "1 missing ids"),
+        (lambda t: t.set_column(2, "vec", pa.array([[1.0], [1.0, 2.0], [1.0]])), "lengths [1, 2]"),
+    ],
+)
+def test_rows_that_cannot_be_meant_are_refused_before_anything_is_written(lake, rows, change, says) -> None:
+    with pytest.raises(UsageError, match=says.replace("[", r"\[").replace("]", r"\]")):
+        lake.add("pool", change(rows))
+    assert lake.names() == []
+
+
+def test_a_second_batch_must_fit_the_table(lake: Lake, rows: pa.Table) -> None:
+    version = lake.add("pool", rows).version
+    other = rows.set_column(0, "id", pa.array(["d", "e", "f"]))
+    with pytest.raises(UsageError, match="id 'a' is already in table 'pool'"):
+        lake.add("pool", rows)
+    with pytest.raises(UsageError, match=r"missing columns \['label'\]"):
+        lake.add("pool", other.drop_columns(["label"]))
+    with pytest.raises(UsageError, match="has 2 dimensions and the rows have 3"):
+        lake.add("pool", other.set_column(2, "vec", pa.array([[1.0, 2.0, 3.0]] * 3)))
+    assert lake.table("pool").version == version
+
+
+def test_unknown_names_are_answered_with_those_there_are(lake: Lake, rows: pa.Table) -> None:
+    lake.add("pool", rows)
+    with pytest.raises(UsageError, match=r"no table 'pol' .* it has: pool\. Did you mean 'pool'"):
+        lake.table("pol")
+    with pytest.raises(UsageError, match="is a table of kind image, not a selection"):
+        lake.selection("pool")
+    with pytest.raises(UsageError, match=r"its vector columns are: vec \(2\)\. Did you mean 'vec'"):
+        lake.table("pool").require_vector("vecc")
+    with pytest.raises(UsageError, match="cannot name a table"):
+        lake.add("../pool", rows)
+
+
+def test_a_table_is_pinned_to_its_version(lake: Lake, rows: pa.Table) -> None:
+    before = lake.add("pool", rows)
+    lake.add("pool", rows.set_column(0, "id", pa.array(["d", "e", "f"])))
+    assert before.count_rows() == 3
+    assert lake.table("pool", before.version).count_rows() == 3
+    assert lake.table("pool").count_rows() == 6
+
+
+def test_tables_made_by_other_programs_are_image_tables(lake: Lake) -> None:
+    lancedb.connect(lake.uri).create_table("theirs", [{"id": "a", "vector": [1.0, 2.0]}])
+    assert lake.names("image") == ["theirs"]
+    assert lake.image_table("theirs").vector_columns() == {"vector": 2}
+
+
+def test_a_retried_commit_adds_its_rows_once(lake: Lake, rows: pa.Table) -> None:
+    pool = lake.add("pool", rows)
+    uri = dataset_uri(lake.uri, "pool")
+    more = rows.set_column(0, pool.schema.field("id"), pa.array(["d", "e", "f"])).cast(pool.schema)
+    fragments = write_fragments(more, uri, append=True)
+    assert open_dataset(uri).count_rows() == 3
+    for _ in range(3):
+        commit(uri, fragments, pool.schema, overwrite=False, commit_id="once", retried=True)
+    assert open_dataset(uri).count_rows() == 6
+
+
+def test_null_vectors_and_nulls_inside_vectors_read_as_nan() -> None:
+    from datas3_ray.lake.schemas import matrix
+
+    column = pa.array([[1.0, 2.0], None, [3.0, None]], pa.list_(pa.float32(), 2))
+    got = matrix(column)
+    assert got[0].tolist() == [1.0, 2.0]
+    assert np.isnan(got[1]).all()
+    assert np.isnan(got[2, 1])
+    assert matrix(column.slice(2)).shape == (1, 2)
+    assert np.isnan(matrix(column.slice(1))[0]).all()

@@ -1,0 +1,202 @@
+"""The recipe's ``columns:`` mapping: sources, types, defaults, what is left for meta, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from datetime import datetime, timezone
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from datas3_ray.errors import UsageError
+from datas3_ray.sources import Columns, Sample
+from datas3_ray.sources.columns import RESERVED, TYPES, BadValue
+
+UTC = timezone.utc
+
+
+def sample(document: dict[str, Any] | None = None, key: str = "a/1", **members: str) -> Sample:
+    if document is not None:
+        members["json"] = document  # type: ignore[assignment]
+    return Sample(f"pool/00000/{key}", key, "pool/00000.tar", 512, 3, b"...", dict(members))
+
+
+def value(document: dict[str, Any], type: str) -> Any:
+    return Columns.parse({"x": {"from": "json.x", "type": type}}).extract(sample(document))["x"]
+
+
+def test_defaults_take_caption_and_label_from_json_first() -> None:
+    columns = Columns.parse(None)
+    assert [field.name for field in columns.fields()] == ["caption", "label", "meta"]
+    row = columns.extract(sample({"caption": "a cat", "label": "cat", "w": 1}, txt="text", cls="7"))
+    assert row == {"caption": "a cat", "label": "cat", "meta": '{"w":1}'}
+    row = columns.extract(sample({"caption": None}, txt=" text\n", cls="7\n"))
+    assert row == {"caption": "text", "label": "7", "meta": None}
+    assert columns.extract(sample()) == {"caption": None, "label": None, "meta": None}
+    assert columns.extract(sample(txt="\n", cls="")) == {"caption": None, "label": None, "meta": None}
+    assert columns.extract(sample({"label": 3}))["label"] == "3"
+
+
+def test_mapping_replaces_the_defaults() -> None:
+    columns = Columns.parse({"label": "json.species", "caption": "txt", "target": "json.age"})
+    assert [field.name for field in columns.fields()] == ["caption", "label", "target", "meta"]
+    assert columns.fields_by_name()["target"].type == pa.float64()
+    row = columns.extract(
+        sample({"caption": "unused", "label": "unused", "species": "lynx", "age": "3"}, txt="t", cls="1")
+    )
+    assert row == {
+        "caption": "t",
+        "label": "lynx",
+        "target": 3.0,
+        "meta": '{"caption":"unused","label":"unused"}',
+    }
+    assert columns.extract(sample(cls="1"))["label"] is None
+
+
+def test_every_source_of_a_value() -> None:
+    mapping = {"deep": "json.a.b.c", "text": "txt", "split": "cls", "name": "key", "part": "shard"}
+    row = Columns.parse(mapping).extract(sample({"a": {"b": {"c": 5}, "d": 6}}, txt="t", cls="train\n"))
+    assert {name: row[name] for name in mapping} == {
+        "deep": "5",
+        "text": "t",
+        "split": "train",
+        "name": "a/1",
+        "part": "pool/00000",
+    }
+    assert row["meta"] == '{"a":{"d":6}}'
+    missing = Columns.parse(mapping).extract(sample({"a": {"b": "text"}}))
+    assert missing["deep"] is None and missing["meta"] == '{"a":{"b":"text"}}'
+
+
+@pytest.mark.parametrize(
+    ("type", "given_value", "expected"),
+    [
+        ("string", "é", "é"),
+        ("string", "", ""),
+        ("string", 5, "5"),
+        ("string", 0.5, "0.5"),
+        ("string", True, "true"),
+        ("string", [1, {"b": 2, "a": 1}], '[1,{"a":1,"b":2}]'),
+        ("string", "half \ud83d of a pair", "half \ufffd of a pair"),
+        ("int", 5, 5),
+        ("int", 5.0, 5),
+        ("int", " -12 ", -12),
+        ("int", "", None),
+        ("int", -(2**63), -(2**63)),
+        ("float", 5, 5.0),
+        ("float", "1e-3", 0.001),
+        ("float", ".5", 0.5),
+        ("bool", False, False),
+        ("bool", 1, True),
+        ("bool", "TRUE", True),
+        ("bool", "0", False),
+        ("timestamp", "2024-02-29T12:30:00Z", datetime(2024, 2, 29, 12, 30, tzinfo=UTC)),
+        ("timestamp", "2024-02-29T12:30:00.25+02:00", datetime(2024, 2, 29, 10, 30, 0, 250000, tzinfo=UTC)),
+        ("timestamp", "2024-02-29T12:30:00.123456789Z", datetime(2024, 2, 29, 12, 30, 0, 123456, tzinfo=UTC)),
+        ("timestamp", "2024-02-29 12:30:00", datetime(2024, 2, 29, 12, 30, tzinfo=UTC)),
+        ("timestamp", "2024-02-29", datetime(2024, 2, 29, tzinfo=UTC)),
+        ("timestamp", 86400, datetime(1970, 1, 2, tzinfo=UTC)),
+        ("timestamp", "-86400.5", datetime(1969, 12, 30, 23, 59, 59, 500000, tzinfo=UTC)),
+        *[(type, None, None) for type in TYPES],
+    ],
+)
+def test_values_that_fit(type: str, given_value: Any, expected: Any) -> None:
+    got = value({"x": given_value}, type)
+    assert got == expected and (got is None) == (expected is None)
+    assert pa.array([got], TYPES[type]).to_pylist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("type", "given_value", "words"),
+    [
+        ("int", "twelve", "is not a whole number"),
+        ("int", 1.5, "is not a whole number"),
+        ("int", True, "is not a whole number"),
+        ("int", "1_000", "is not a whole number"),
+        ("int", 2**63, "64 bits"),
+        ("int", "9" * 5000, "64 bits"),
+        ("float", "nan", "is not a number"),
+        ("float", "1e999", "is not finite"),
+        ("float", 10**400, "too large"),
+        ("float", [1.0], "is not a number"),
+        ("bool", 2, "neither true nor false"),
+        ("bool", {}, "neither true nor false"),
+        ("timestamp", "yesterday", "ISO 8601"),
+        ("timestamp", 1_700_000_000_000, "seconds since 1970"),
+        ("timestamp", {}, "ISO 8601"),
+    ],
+)
+def test_values_that_do_not_fit_name_column_and_value(type: str, given_value: Any, words: str) -> None:
+    with pytest.raises(BadValue) as error:
+        value({"x": given_value}, type)
+    assert error.value.reason == "bad_value"
+    message = str(error.value)
+    assert "'x'" in message and type in message and words in message and repr(given_value)[:20] in message
+    assert len(message) < 250
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(), children, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(document=st.dictionaries(st.sampled_from(["a", "b", "caption", "label", "x"]) | st.text(), _JSON, max_size=5))
+def test_any_json_becomes_text_that_arrow_holds_and_loses_nothing(document: dict[str, Any]) -> None:
+    columns = Columns.parse({"a": "json.a", "inner": "json.b.x"})
+    row = columns.extract(sample(document))
+    pa.table({name: pa.array([row[name]], field.type) for name, field in columns.fields_by_name().items()})
+    meta = json.loads(row["meta"] or "{}")
+    inner = document.get("b")
+    for name, given_value in document.items():
+        if name not in ("a", "b", "caption", "label"):
+            assert meta[name] == given_value or isinstance(given_value, float) and math.isclose(meta[name], given_value)
+    assert not {"a", "caption", "label"} & set(meta)
+    if isinstance(inner, dict) and inner.keys() - {"x"}:
+        assert meta["b"] == {key: item for key, item in inner.items() if key != "x"}
+
+
+def test_the_samples_json_is_left_as_it_was() -> None:
+    document = {"a": {"b": 1, "c": 2}, "label": "x"}
+    Columns.parse({"b": "json.a.b"}).extract(sample(document))
+    assert document == {"a": {"b": 1, "c": 2}, "label": "x"}
+
+
+@pytest.mark.parametrize(
+    ("mapping", "words"),
+    [
+        *[({name: "json.x"}, "the lake fills itself") for name in RESERVED],
+        ({"Width": "json.w"}, "the lake fills itself"),
+        ({"_x": "json.x"}, "underscore"),
+        ({"a b": "json.x"}, "letters, digits"),
+        ({5: "json.x"}, "cannot be a column name"),
+        ({"Label": "json.x"}, "write 'label'"),
+        ({"x": "jsn.x"}, "unknown source 'jsn.x'"),
+        ({"x": "json"}, "unknown source 'json'"),
+        ({"x": "json.a..b"}, "unknown source"),
+        ({"x": 5}, "unknown source 5"),
+        ({"x": {"from": "json.x", "type": "flaot"}}, "Did you mean 'float'"),
+        ({"x": {"from": "json.x", "typ": "float"}}, "Did you mean 'type'"),
+        ({"x": {"type": "float"}}, "'from' is missing"),
+        ({"label": {"from": "json.x", "type": "int"}}, "label is always a string"),
+        ({"target": {"from": "json.x", "type": "string"}}, "target is always a float"),
+        ({"site": "json.a", "Site": "json.b"}, "differ only in case"),
+        ("json.x", "expected a mapping"),
+    ],
+)
+def test_wrong_mappings_give_one_sentence(mapping: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as error:
+        Columns.parse(mapping)
+    assert "\n" not in str(error.value) and str(error.value)[-1] in ".?"
+
+
+def test_columns_travel_and_compare() -> None:
+    columns = Columns.parse({"x": {"from": "json.x", "type": "int"}})
+    assert pickle.loads(pickle.dumps(columns)) == columns == Columns.parse(columns)
+    assert hash(columns) == hash(Columns.parse({"x": {"from": "json.x", "type": "int"}}))

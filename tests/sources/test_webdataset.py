@@ -1,0 +1,566 @@
+"""The tar reader against Python's tarfile, WebDataset grouping and rejects, shard patterns."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import pickle
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import fsspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datas3_ray.errors import UsageError
+from datas3_ray.sources import REASONS, Reject, Sample, Shard, parse_source
+from datas3_ray.sources.shard_patterns import expand_braces
+from datas3_ray.sources.tarfile_reader import TarError, read_tar
+from datas3_ray.sources.webdataset import WebDataset, split_name
+
+Members = Sequence[tuple[str, bytes]]
+IMAGE = b"\xff\xd8\xff image"
+
+
+def shared_shards() -> list[Path]:
+    folder = Path(os.environ.get("DATAS3_SHARED_DATA", Path(__file__).parent / "../../../shared/data"))
+    return sorted(folder.glob("*/*.tar"))
+
+
+def pack(members: Members, format: int = tarfile.GNU_FORMAT) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=format) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def document(**values: object) -> bytes:
+    return json.dumps(values).encode()
+
+
+def read(folder: Path, data: bytes, **options: object) -> list[Sample | Reject]:
+    path = folder / "pool" / "00000.tar"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    source = parse_source({"webdataset": str(path), **options})
+    (shard,) = source.shards()
+    return list(source.read(shard))
+
+
+def reasons(items: list[Sample | Reject]) -> list[str]:
+    return [item.reason if isinstance(item, Reject) else item.key for item in items]
+
+
+# ------------------------------------------------------------------------------------------------------- tar reader
+
+_NAME = st.text(
+    st.characters(codec="utf-8", exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=20
+)
+_PATH = st.lists(_NAME, min_size=1, max_size=12).map("/".join).filter(lambda name: not name.endswith("/"))
+_KIND = st.sampled_from([tarfile.REGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE])
+
+
+@given(
+    entries=st.lists(st.tuples(_PATH, st.binary(max_size=1200), _KIND), max_size=6),
+    format=st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+)
+@settings(max_examples=150, deadline=None)
+def test_reads_what_tarfile_reads(entries: list[tuple[str, bytes, bytes]], format: int) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=format) as tar:
+        for name, data, kind in entries:
+            info = tarfile.TarInfo(name)
+            info.type = kind
+            if info.isreg():
+                info.size = len(data)
+            if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+                info.linkname = name * 3
+            tar.addfile(info, io.BytesIO(data))
+    with tarfile.open(fileobj=io.BytesIO(buffer.getvalue())) as tar:
+        expected = [(m.name, m.offset_data, m.size, tar.extractfile(m).read()) for m in tar if m.isreg()]  # type: ignore[union-attr]
+    got = [(m.name, m.offset, m.size, m.data) for m in read_tar(io.BytesIO(buffer.getvalue()))]
+    assert got == expected
+    assert all(buffer.getvalue()[offset : offset + size] == content for _, offset, size, content in got)
+
+
+@given(data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_damage_never_raises_anything_but_tar_error(data: st.DataObject) -> None:
+    tar = bytearray(pack([("a" * 120 + ".jpg", IMAGE), ("b.jpg", b"x" * 700), ("c.json", b"{}")], tarfile.PAX_FORMAT))
+    for _ in range(data.draw(st.integers(1, 4))):
+        tar[data.draw(st.integers(0, len(tar) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(tar)))
+    try:
+        for member in read_tar(io.BytesIO(bytes(tar[:cut]))):
+            assert member.data == tar[member.offset : member.offset + member.size]
+    except TarError as error:
+        assert error.reason in REASONS
+
+
+def test_ustar_name_prefix() -> None:
+    name = "/".join(["folder" * 5] * 4) + "/image.jpg"
+    tar = pack([(name, IMAGE)], tarfile.USTAR_FORMAT)
+    assert tar[345:350] == b"folde"
+    assert [member.name for member in read_tar(io.BytesIO(tar))] == [name]
+
+
+def test_old_gnu_headers_keep_times_where_ustar_has_its_prefix() -> None:
+    header = bytearray(pack([("a.jpg", b"")])[:512])
+    header[345:356] = b"14000000000"
+    header[148:156] = b"        "
+    header[148:156] = b"%06o\0 " % sum(header)
+    assert [member.name for member in read_tar(io.BytesIO(bytes(header) + bytes(1024)))] == ["a.jpg"]
+
+
+def test_pre_posix_files_and_directories_differ_by_the_slash() -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name in ("folder.jpg/", "file.jpg"):
+            info = tarfile.TarInfo(name)
+            info.type = tarfile.AREGTYPE
+            tar.addfile(info)
+    assert [member.name for member in read_tar(io.BytesIO(buffer.getvalue()))] == ["file.jpg"]
+
+
+def test_sizes_in_base_256_and_in_pax_records() -> None:
+    header = bytearray(pack([("a.jpg", IMAGE)])[:512])
+    header[124:136] = b"\x80" + len(IMAGE).to_bytes(11, "big")
+    header[148:156] = b"        "
+    header[148:156] = b"%06o\0 " % sum(header)
+    tar = bytes(header) + IMAGE.ljust(512, b"\0") + bytes(1024)
+    assert [member.data for member in read_tar(io.BytesIO(tar))] == [IMAGE]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as pax:
+        info = tarfile.TarInfo("a.jpg")
+        info.pax_headers = {"size": str(len(IMAGE))}
+        pax.addfile(info)  # size 0 in the header itself
+    raw = buffer.getvalue()[: 3 * 512] + IMAGE.ljust(512, b"\0") + bytes(1024)
+    assert [member.data for member in read_tar(io.BytesIO(raw))] == [IMAGE]
+
+
+def test_global_pax_path_holds_until_a_member_says_otherwise() -> None:
+    buffer = io.BytesIO()
+    headers = {"path": "everything.jpg", "comment": "x"}
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT, pax_headers=headers) as tar:
+        for name in ("a.jpg", "b" * 150 + ".jpg"):
+            tar.addfile(tarfile.TarInfo(name))
+    names = [member.name for member in read_tar(io.BytesIO(buffer.getvalue()))]
+    assert names == ["everything.jpg", "b" * 150 + ".jpg"]
+
+
+def test_names_that_are_not_utf8_stay_distinct_and_printable() -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        for name in ("café.jpg", "cafè.jpg"):
+            tar.addfile(tarfile.TarInfo(name))
+    assert [member.name for member in read_tar(io.BytesIO(buffer.getvalue()))] == [r"caf\xe9.jpg", r"caf\xe8.jpg"]
+
+
+def test_archives_put_one_after_the_other_are_read_to_the_end() -> None:
+    tar = pack([("a.jpg", IMAGE)]) + pack([("b.jpg", IMAGE)])
+    assert [member.name for member in read_tar(io.BytesIO(tar))] == ["a.jpg", "b.jpg"]
+    assert [member.name for member in read_tar(io.BytesIO(pack([("a.jpg", IMAGE)]) + b"rubbish" * 200))] == ["a.jpg"]
+
+
+def test_a_name_of_a_gigabyte_is_damage_and_not_read() -> None:
+    header = bytearray(pack([("a" * 200, IMAGE)])[:512])
+    header[124:136] = b"%011o\0" % (1 << 30)
+    header[148:156] = b"        "
+    header[148:156] = b"%06o\0 " % sum(header)
+    with pytest.raises(TarError, match="1073741824 bytes"):
+        list(read_tar(io.BytesIO(bytes(header))))
+
+
+class _Counting(io.BytesIO):
+    taken = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self.taken += len(data)
+        return data
+
+
+def test_unwanted_members_are_skipped_without_reading_them() -> None:
+    file = _Counting(pack([("a.bin", bytes(30_000_000)), ("b.jpg", IMAGE)]))
+    members = list(read_tar(file, lambda name, size: name == "b.jpg"))
+    assert [(member.name, member.data) for member in members] == [("a.bin", None), ("b.jpg", IMAGE)]
+    assert file.taken < 10_000_000
+
+
+def test_blocks_that_come_in_small_pieces() -> None:
+    class Slow(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read(7)
+
+    names = ["a.jpg", "b" * 300 + ".jpg"]
+    tar = pack([(name, IMAGE * 100) for name in names])
+    assert [(member.name, member.data) for member in read_tar(Slow(tar))] == [(name, IMAGE * 100) for name in names]
+
+
+# --------------------------------------------------------------------------------------------------------- grouping
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("0001.jpg", ("0001", "jpg")),
+        ("a.b/0001.JPG", ("a.b/0001", "jpg")),
+        ("../../etc/x.png", ("../../etc/x", "png")),
+        ("/abs/x.png", ("/abs/x", "png")),
+        ("./x.seg.png", ("./x", "seg.png")),
+        ("README", None),
+        (".DS_Store", None),
+        ("a/._0001.jpg", None),
+        ("dot.", None),
+    ],
+)
+def test_split_name(name: str, expected: tuple[str, str] | None) -> None:
+    assert split_name(name) == expected
+
+
+def test_samples_carry_their_members_and_where_their_bytes_are(tmp_path: Path) -> None:
+    members = [
+        ("x/1.JSON", document(label="cat")),
+        ("x/._1.jpg", b"resource fork"),
+        ("x/1.jpg", IMAGE),
+        ("x/1.png", b"a second image"),
+        ("x/1.txt", "a cät".encode()),
+        ("x/1.cls", b"3\n"),
+        ("x/1.seg.npy", b"ignored"),
+        ("x/2.webp", IMAGE),
+    ]
+    tar = pack(members)
+    first, second = read(tmp_path, tar)
+    assert isinstance(first, Sample) and isinstance(second, Sample)
+    assert first.id == "pool/00000/x/1" and first.key == "x/1" and first.uri == str(tmp_path / "pool/00000.tar")
+    assert first.members == {"json": {"label": "cat"}, "txt": "a cät", "cls": "3\n"}
+    assert first.image == IMAGE == tar[first.offset : first.offset + first.length]
+    assert second.members == {} and second.image == IMAGE
+
+
+def test_every_reject_has_its_reason_and_drops_no_neighbour(tmp_path: Path) -> None:
+    members = [
+        ("1.jpg", IMAGE),
+        ("2.json", b"{}"),  # no_image
+        ("3.jpg", b""),  # empty_image
+        ("4.jpg", IMAGE),
+        ("4.json", b"[1]"),  # bad_json: not an object
+        ("5.jpg", IMAGE),
+        ("5.json", b"{'a': 1}"),  # bad_json: not JSON
+        ("6.jpg", IMAGE),
+        ("6.txt", b"caf\xe9"),  # bad_text
+        ("7.jpg", IMAGE),
+        ("1.jpg", IMAGE),  # duplicate_key
+        ("8.jpg", IMAGE),
+        ("8.jpg", IMAGE),  # duplicate_key, right behind
+        ("9.jpg", b"x" * 101),  # too_large
+        ("10.jpg", IMAGE),
+        ("10.json", b'{"a":"' + b"x" * 101 + b'"}'),  # too_large
+        ("11.jpg", IMAGE),
+        ("11.json", b"[" * 50_000),  # ignored: too large too
+        ("12.jpg", IMAGE),
+    ]
+    items = read(tmp_path, pack(members), max_bytes=100)
+    expected = ["1", "no_image", "empty_image", "bad_json", "bad_json", "bad_text", "7", "duplicate_key", "8"]
+    expected += ["duplicate_key", "too_large", "too_large", "too_large", "12"]
+    assert reasons(items) == expected
+    rejects = [item for item in items if isinstance(item, Reject)]
+    assert [reject.key for reject in rejects] == ["2", "3", "4", "5", "6", "1", "8", "9", "10", "11"]
+    assert all(reject.reason in REASONS and reject.error and reject.offset for reject in rejects)
+
+
+def test_json_oddities(tmp_path: Path) -> None:
+    members = [
+        ("1.jpg", IMAGE),
+        ("1.json", b'\xef\xbb\xbf{"a": NaN, "b": -Infinity, "c": 1}'),
+        ("2.jpg", IMAGE),
+        ("2.json", b"[" * 100_000),
+        ("3.jpg", IMAGE),
+        ("3.json", b'{"n": ' + b"9" * 10_000 + b"}"),
+    ]
+    first, *rest = read(tmp_path, pack(members))
+    assert isinstance(first, Sample) and first.members["json"] == {"a": None, "b": None, "c": 1}
+    assert reasons(rest) == ["bad_json", "bad_json"]
+
+
+def test_sparse_members_are_rejected_by_name(tmp_path: Path) -> None:
+    header = bytearray(pack([("a.jpg", IMAGE)])[:512])
+    header[156:157] = b"S"
+    header[148:156] = b"        "
+    header[148:156] = b"%06o\0 " % sum(header)
+    tar = bytes(header) + bytes(512) + pack([("b.jpg", IMAGE)])
+    assert reasons(read(tmp_path, tar)) == ["sparse_member", "b"]
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
+def test_cut_at_every_record_keeps_the_rows_before_and_gives_one_reject(tmp_path: Path, format: int) -> None:
+    long = "" if format == tarfile.USTAR_FORMAT else "k" * 130
+    members = []
+    for number in range(4):
+        members += [(f"{long}{number}.jpg", b"x" * 700), (f"{long}{number}.json", document(n=number))]
+    whole = pack(members, format)
+    with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
+        ends = {m.name: m.offset_data + -(-m.size // 512) * 512 for m in tar}
+    last = max(ends.values())
+    for cut in range(0, len(whole), 512):
+        items = read(tmp_path, whole[:cut])
+        rejects = [item for item in items if isinstance(item, Reject)]
+        kept = [item for item in items if isinstance(item, Sample)]
+        if cut > last:  # the end mark, or one half of it, is there
+            assert not rejects and len(kept) == 4
+            continue
+        assert len(rejects) == 1
+        assert rejects[0].reason == ("truncated_shard" if cut else "empty_shard")
+        # A sample is kept when the tar went on with another key's member; the last complete one may have lost a member.
+        complete = sum(ends[f"{long}{number}.json"] <= cut for number in range(4))
+        assert complete - 1 <= len(kept) <= complete
+        assert [item.members["json"]["n"] for item in kept] == list(range(len(kept)))
+
+
+def test_a_cut_at_every_byte_never_gives_a_damaged_sample(tmp_path: Path) -> None:
+    whole = pack([("1.jpg", IMAGE), ("1.txt", b"one"), ("2.jpg", IMAGE), ("2.txt", b"two")])
+    for cut in range(1, 4608, 37):
+        for item in read(tmp_path, whole[:cut]):
+            assert isinstance(item, Reject) or (item.image == IMAGE and item.members["txt"] in ("one", "two"))
+
+
+def test_a_damaged_header_ends_the_shard_and_says_where(tmp_path: Path) -> None:
+    tar = bytearray(pack([("1.jpg", IMAGE), ("2.jpg", IMAGE), ("3.jpg", IMAGE)]))
+    tar[2 * 1024 + 5] ^= 0xFF  # in the third header
+    items = read(tmp_path, bytes(tar))
+    assert reasons(items) == ["1", "truncated_shard"]
+    assert isinstance(items[-1], Reject) and items[-1].offset == 2048 and items[-1].key == "2"
+    assert "checksum" in items[-1].error
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "words"),
+    [
+        (b"", "empty_shard", "empty"),
+        (bytes(10_240), "empty_shard", "no member"),
+        (pack([]), "empty_shard", "no member"),
+        (pack([("README", b"hello")]), "empty_shard", "no member"),
+        (b"<!DOCTYPE html><html>" * 100, "not_a_tar", "DOCTYPE"),
+        (b"short", "not_a_tar", "5 bytes"),
+        (gzip.compress(pack([("1.jpg", os.urandom(2000))])), "not_a_tar", "gzip"),
+    ],
+)
+def test_files_that_hold_no_samples(tmp_path: Path, data: bytes, reason: str, words: str) -> None:
+    (reject,) = read(tmp_path, data)
+    assert isinstance(reject, Reject) and reject.reason == reason and words in reject.error
+
+
+def test_a_shard_that_cannot_be_opened_or_fails_half_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = WebDataset(webdataset="x.tar")
+    (gone,) = source.read(Shard(str(tmp_path / "gone.tar"), 1, "", "p"))
+    assert isinstance(gone, Reject) and gone.reason == "unreadable_shard" and "gone.tar" in gone.error
+
+    class Failing(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell() > 2000:
+                raise RuntimeError("connection lost")
+            return super().read(1024)
+
+    tar = pack([(f"{n}.jpg", IMAGE) for n in range(5)])
+    monkeypatch.setattr("datas3_ray.sources.webdataset._open", lambda uri: Failing(tar))
+    items = list(source.read(Shard("memory://x.tar", 1, "", "p")))
+    assert reasons(items) == ["0", "unreadable_shard"]
+    assert isinstance(items[-1], Reject) and "connection lost" in items[-1].error and items[-1].key == "1"
+
+
+@pytest.mark.skipif(not shared_shards(), reason="the shared image data are not here")
+def test_real_shards_agree_with_tarfile() -> None:
+    paths = shared_shards()[::6]
+    source = parse_source({"webdataset": [str(path) for path in paths]})
+    for shard in source.shards():
+        samples = [item for item in source.read(shard) if isinstance(item, Sample)]
+        with tarfile.open(shard.uri) as tar:
+            members = {m.name: m for m in tar}
+            assert len(samples) * 3 == len(members)
+            for sample in samples:
+                suffix = ".png" if sample.key + ".png" in members else ".jpg"
+                member = members[sample.key + suffix]
+                assert (sample.offset, sample.length) == (member.offset_data, member.size)
+                assert sample.members["json"] == json.load(tar.extractfile(members[sample.key + ".json"]))  # type: ignore[arg-type]
+        with open(shard.uri, "rb") as file:
+            file.seek(samples[-1].offset)
+            assert file.read(samples[-1].length) == samples[-1].image
+
+
+# --------------------------------------------------------------------------------------------------------- patterns
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    for folder in ("north", "south"):
+        (tmp_path / folder).mkdir()
+        for number in range(3):
+            (tmp_path / folder / f"{number:05d}.tar").write_bytes(pack([("1.jpg", IMAGE)]))
+    return tmp_path
+
+
+def names(root: Path, patterns: str | list[str], **options: object) -> list[str]:
+    given = [patterns] if isinstance(patterns, str) else patterns
+    source = parse_source({"webdataset": [str(root / pattern) for pattern in given], **options})
+    return [shard.prefix for shard in source.shards()]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("north/00001.tar", ["north/00001"]),
+        ("north/{00000..00001}.tar", ["north/00000", "north/00001"]),
+        ("{south,north}/{00001..00002}.tar", ["north/00001", "north/00002", "south/00001", "south/00002"]),
+        ("n*/0000[02].tar", ["north/00000", "north/00002"]),
+        ("**/*2.tar", ["north/00002", "south/00002"]),
+        ("{north/*0,south/00001}.tar", ["north/00000", "south/00001"]),
+        ("nort?/0000{0,{1..2}}.tar", ["north/00000", "north/00001", "north/00002"]),
+    ],
+)
+def test_patterns(shards: Path, pattern: str, expected: list[str]) -> None:
+    assert names(shards, pattern) == expected
+
+
+def test_lists_of_patterns_are_sorted_and_hold_each_shard_once(shards: Path) -> None:
+    assert names(shards, ["south/00000.tar", "north/*.tar", "north/00001.tar"]) == [
+        "north/00000",
+        "north/00001",
+        "north/00002",
+        "south/00000",
+    ]
+
+
+def test_relative_home_and_file_paths_become_absolute(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shards / "north")
+    monkeypatch.setenv("HOME", str(shards))
+    for pattern in ("00000.tar", "../north/00000.tar", "~/north/00000.tar", f"file://{shards}/north/00000.tar"):
+        (shard,) = parse_source({"webdataset": pattern}).shards()
+        assert shard.uri == str(shards / "north/00000.tar")
+        assert shard.size == os.path.getsize(shard.uri) and shard.fingerprint.startswith(f"{shard.size}-")
+
+
+def test_a_file_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
+    (tmp_path / "a[1]{x}.tar").write_bytes(pack([("1.jpg", IMAGE)]))
+    assert names(tmp_path, "a[1]{x}.tar") == [f"{tmp_path.name}/a[1]{{x}}"]
+
+
+def test_the_fingerprint_follows_the_content(shards: Path) -> None:
+    source = parse_source({"webdataset": str(shards / "north/*.tar")})
+    before = source.shards()
+    assert source.shards() == before
+    (shards / "north/00001.tar").write_bytes(pack([("2.jpg", IMAGE)]))
+    os.utime(shards / "north/00001.tar", (1, 1))
+    changed = [a.fingerprint != b.fingerprint for a, b in zip(before, source.shards(), strict=True)]
+    assert changed == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("nowhere/x.tar", ["nowhere/x.tar", "nowhere' does not exist", "correct"]),
+        ("north/{00001..00004}.tar", ["2 of 4", "00003.tar", "1 more", "holds 3 .tar files"]),
+        ("north/*.tgz", ["matches no file", "exists and holds 3 .tar files"]),
+        ("north", ["is a folder", "north/*.tar"]),
+        ("north/{00009..00001}.tar", ["runs backwards", "{00001..00009}"]),
+        ("north/{x}.tar", ["{x}", "neither a range"]),
+    ],
+)
+def test_patterns_that_name_nothing(shards: Path, pattern: str, words: list[str]) -> None:
+    with pytest.raises(UsageError) as error:
+        names(shards, pattern)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_braces(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert expand_braces("{8..11}") == ["8", "9", "10", "11"]
+    assert expand_braces("{008..010}") == ["008", "009", "010"]
+    assert expand_braces("plain") == ["plain"]
+    monkeypatch.setattr("datas3_ray.sources.shard_patterns.MOST", 1000)
+    with pytest.raises(UsageError, match="more than 1,000 paths"):
+        expand_braces("{0..9999}{0..9}.tar")
+
+
+def test_compressed_shards_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(b"")
+    with pytest.raises(UsageError, match="uncompressed tar"):
+        names(tmp_path, "a.tar.gz")
+
+
+def test_shards_with_the_same_ids_are_refused_and_how_to_part_them(tmp_path: Path) -> None:
+    for year in ("2023", "2024"):
+        (tmp_path / year / "train").mkdir(parents=True)
+        (tmp_path / year / "train/0.tar").write_bytes(pack([("1.jpg", IMAGE)]))
+    with pytest.raises(UsageError, match=r"2023/train/0\.tar.*2024/train/0\.tar.*id_folders: 2.*id_prefix:"):
+        names(tmp_path, "*/train/0.tar")
+    assert names(tmp_path, "*/train/0.tar", id_folders=2) == ["2023/train/0", "2024/train/0"]
+    assert names(tmp_path, "2023/train/0.tar", id_prefix="old") == ["old/train/0"]
+    assert names(tmp_path, "2023/train/0.tar", id_prefix="old/", id_folders=0) == ["old/0"]
+
+
+def test_object_stores(tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    base = f"memory://{tmp_path.name}/pool"
+    try:
+        for number in range(20):
+            memory.pipe(f"{base}/{number:03d}.tar", pack([(f"{number}.jpg", IMAGE)]))
+        source = parse_source({"webdataset": [base + "/{000..019}.tar", base + "/*.tar"]})
+        shards = source.shards()
+        assert [shard.prefix for shard in shards] == [f"pool/{number:03d}" for number in range(20)]
+        (sample,) = source.read(shards[7])
+        assert isinstance(sample, Sample) and sample.id == "pool/007/7" and sample.uri.startswith("memory://")
+        with fsspec.open(sample.uri) as file:
+            file.seek(sample.offset)
+            assert file.read(sample.length) == IMAGE
+        for pattern, words in (
+            ("/{000..029}.tar", "10 of 30"),
+            ("/*.zip", "matches no file"),
+            ("/nothing.tar", "no such file"),
+            ("", "is a folder"),
+        ):
+            with pytest.raises(UsageError, match=words):
+                parse_source({"webdataset": base + pattern}).shards()
+    finally:
+        memory.rm(f"/{tmp_path.name}", recursive=True)
+
+
+def test_a_missing_protocol_says_what_to_install() -> None:
+    with pytest.raises(UsageError, match="cannot be opened"):
+        parse_source({"webdataset": "nosuchprotocol://bucket/a.tar"}).shards()
+
+
+# ------------------------------------------------------------------------------------------------------------- spec
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"webdatset": "a.tar"}, "Did you mean 'webdataset'"),
+        ({}, "unknown kind"),
+        ("a.tar", "expected a mapping"),
+        ({"webdataset": "a.tar", "colums": {}}, "unknown key 'colums'.*Did you mean 'columns'"),
+        ({"webdataset": []}, "webdataset = \\[\\]"),
+        ({"webdataset": ""}, "webdataset = ''"),
+        ({"webdataset": 5}, "webdataset = 5"),
+        ({"webdataset": "a.tar", "max_bytes": 0}, "max_bytes = 0"),
+        ({"webdataset": "a.tar", "columns": {"id": "json.id"}}, "'id' is a column the lake fills"),
+    ],
+)
+def test_wrong_specs_give_one_sentence(spec: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=words) as error:
+        parse_source(spec)
+    assert "\n" not in str(error.value)
+
+
+def test_sources_travel(shards: Path) -> None:
+    source = parse_source({"webdataset": str(shards / "north/*.tar"), "columns": {"site": "json.site"}})
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy == source and copy.shards() == source.shards()
+    assert "site" in source.describe() and "north/*.tar" in source.describe()

@@ -1,0 +1,217 @@
+"""The recipe language: variables, loops, overrides, and one sentence for whatever cannot be meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from datas3_ray import Lake
+from datas3_ray.errors import UsageError
+from datas3_ray.recipe import load_recipe, parse_recipe, run_recipe
+from datas3_ray.steps import SelectStep, SplitStep, SweepStep
+
+SELECT = {"name": "r", "select": {"from": "pool", "random": {"size": 0.5}}}
+
+
+@pytest.fixture
+def filled(lake, make_pool) -> Lake:
+    rng = np.random.default_rng(0)
+    region = ["north" if i % 2 else "south" for i in range(60)]
+    ids = [f"{i:02}" for i in range(60)]
+    make_pool(lake, "pool", ids, rng.normal(size=(60, 4)), region=region, label=["ab"[i % 3 % 2] for i in range(60)])
+    return lake
+
+
+def recipe(lake: Lake, *steps: dict, **top) -> dict:
+    return {"lake": lake.uri, **top, "steps": list(steps)}
+
+
+def test_variables_keep_their_type_and_nest(filled) -> None:
+    raw = recipe(
+        filled,
+        {"name": "r", "select": {"from": "${table}", "random": {"size": "${size}", "seed": 7}}},
+        table="${base}ol",
+        base="po",
+        size=0.25,
+    )
+    step = parse_recipe(raw).steps[0]
+    assert isinstance(step, SelectStep)
+    assert step.source == "pool"
+    assert step.selector.model_dump() == {"size": 0.25, "seed": 7}
+
+
+def test_loops_expand_to_one_step_a_combination(filled) -> None:
+    raw = recipe(
+        filled,
+        {
+            "name": "{region}-{half}",
+            "for": {"region": ["north", "south"], "half": ["a", "b"]},
+            "split": {"from": "pool", "where": "region = '{region}' AND label = '{half}'"},
+        },
+    )
+    steps = parse_recipe(raw).steps
+    assert [step.name for step in steps] == ["north-a", "north-b", "south-a", "south-b"]
+    assert isinstance(steps[3], SplitStep)
+    assert steps[3].split.where == "region = 'south' AND label = 'b'"
+
+
+def test_overrides_reach_top_level_keys_and_steps(filled) -> None:
+    raw = recipe(filled, SELECT, note="x")
+    raw["steps"][0]["select"]["from"] = "${note}"
+    parsed = parse_recipe(raw, overrides=["note=pool", "steps.r.select.random.size=12", "steps.r.select.random.seed=3"])
+    assert parsed.steps[0].selector.model_dump() == {"size": 12, "seed": 3}
+
+
+def test_a_sweep_may_name_everything_without_a_step(filled, tmp_path) -> None:
+    raw = {
+        "lake": str(tmp_path / "new"),
+        "steps": [
+            {"name": "pool", "ingest": {"source": {"webdataset": "x.tar"}, "encoders": {"lite": {"timm": "resnet18"}}}},
+            {"name": "test", "split": {"from": "pool", "where": "label = 'a'"}},
+            {
+                "name": "probe",
+                "sweep": {
+                    "config": "tune_configs/vit_linear_probe.yaml",
+                    "selections": ["everything"],
+                    "deployments": {"north": {"test": "test"}},
+                },
+            },
+        ],
+    }
+    steps = parse_recipe(raw).steps
+    assert [step.name for step in steps] == ["pool", "test", "everything", "probe"]
+
+
+def test_a_sweeps_selections_are_labelled_without_the_deployment(filled) -> None:
+    step = SweepStep(
+        name="probe",
+        config={},
+        selections=("everything", "near-{deployment}", "{deployment}_only"),
+        deployments={"north": {"test": "t", "selections": ("mine",)}, "south": {"test": "t"}},
+    )
+    assert step.named_selections("north") == {
+        "everything": "everything",
+        "near": "near-north",
+        "{deployment}_only".replace("{deployment}_", ""): "north_only",
+        "mine": "mine",
+    }
+    assert set(step.reads()) == {"everything", "near-north", "north_only", "mine", "t", "near-south", "south_only"}
+
+
+def test_running_twice_skips_and_a_change_runs_what_depends_on_it(filled) -> None:
+    raw = recipe(
+        filled,
+        {"name": "query", "split": {"from": "pool", "where": "region = 'north'"}},
+        SELECT,
+        {
+            "name": "near",
+            "select": {"from": "pool", "within": "r", "query": "query", "image_align": {"column": "vec", "size": 5}},
+        },
+    )
+    lines: list[str] = []
+    first = run_recipe(parse_recipe(raw), say=lines.append, progress=False)
+    assert [outcome.skipped for outcome in first] == [False, False, False]
+    assert "15 of 30 rows kept (50.0%)" in lines[1]
+    versions = {name: filled.table(name).version for name in filled.names()}
+    assert all(outcome.skipped for outcome in run_recipe(parse_recipe(raw), say=lines.append, progress=False))
+    assert {name: filled.table(name).version for name in filled.names()} == versions
+
+    plan: list[str] = []
+    changed = parse_recipe(raw, overrides=["steps.r.select.random.seed=1"])
+    run_recipe(changed, dry_run=True, say=plan.append)
+    assert "up to date" in plan[0]
+    assert "random on pool" in plan[1]
+    assert "will run, since r will change" in plan[2]
+    assert {name: filled.table(name).version for name in filled.names()} == versions
+    third = run_recipe(changed, say=lines.append, progress=False)
+    assert [outcome.skipped for outcome in third] == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda r: r.pop("steps"), "'steps' must be a list"),
+        (lambda r: r.update(stpes=r.pop("steps")), "Is 'stpes' meant to be 'steps'"),
+        (lambda r: r.pop("lake"), "the key 'lake' is missing"),
+        (lambda r: r.update(outptu="x"), "key 'outptu' is not a recipe's key.*Did you mean 'output'"),
+        (lambda r: r["steps"][0].pop("name"), "step 1 has no 'name'"),
+        (
+            lambda r: r["steps"][0].update(selct=r["steps"][0].pop("select")),
+            "unknown key 'selct'.*Did you mean 'select'",
+        ),
+        (lambda r: r["steps"][0]["select"].update(witin="x"), "step 'r': unknown key 'witin'.*Did you mean 'within'"),
+        (lambda r: r["steps"][0]["select"].pop("from"), "the key 'from' is missing"),
+        (lambda r: r["steps"][0]["select"].update(semdedup={}), "exactly one method is needed"),
+        (lambda r: r["steps"][0]["select"]["random"].update(sise=3), "random: unknown key 'sise'.*Did you mean 'size'"),
+        (lambda r: r["steps"][0]["select"]["random"].update(size=1.5), "random: size = 1.5 is not allowed"),
+        (lambda r: r["steps"][0]["select"].update({"from": "pol"}), "reads 'pol', which is neither an earlier step"),
+        (lambda r: r["steps"][0]["select"].update(query="pool"), "random looks at no query"),
+        (lambda r: r["steps"].append(dict(SELECT)), "two steps are named 'r'"),
+        (lambda r: r["steps"][0]["select"].update({"from": "${tabel}"}), r"\$\{tabel\} refers to no top-level key"),
+        (lambda r: r.update(a="${b}", b="${a}", lake="${a}"), "refers to itself"),
+        (lambda r: r.update(data=None, lake="${data}"), r"\$\{data\} has no value; give it one with --set data=VALUE"),
+        (lambda r: r["steps"][0].update({"for": ["x"]}), "'for' is written"),
+        (
+            lambda r: r["steps"].insert(
+                0, {"name": "x", "select": {"from": "pool", "within": "r", "random": {"size": 1}}}
+            ),
+            "reads 'r', which comes later; move it up",
+        ),
+        (lambda r: r["steps"].append({"name": "s", "split": {"from": "pool"}}), "a split needs 'where'"),
+        (
+            lambda r: r["steps"].append({"name": "i", "ingest": {"source": {}, "encoders": {}, "worker": 2}}),
+            "unknown key 'worker'.*Did you mean 'workers'",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_one_sentence(filled, change, says) -> None:
+    raw = yaml.safe_load(yaml.safe_dump(recipe(filled, SELECT)))
+    change(raw)
+    before = filled.names()
+    with pytest.raises(UsageError, match=says) as caught:
+        parse_recipe(raw, "my.yaml")
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("my.yaml: ")
+    assert filled.names() == before
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("lake", "write key=value"),
+        ("steps.q.select.from=x", "no step 'q'"),
+        ("lake.a=x", "only top-level keys"),
+        ("steps.r.select.from.deep=x", "has no keys"),
+        ("lake=[", "the value is not YAML"),
+    ],
+)
+def test_overrides_that_cannot_be_meant(filled, override, says) -> None:
+    with pytest.raises(UsageError, match=says):
+        parse_recipe(recipe(filled, SELECT), overrides=[override])
+
+
+def test_files_that_are_no_recipes(tmp_path) -> None:
+    with pytest.raises(UsageError, match=r"no file nowhere\.yaml"):
+        load_recipe("nowhere.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("lake: [")
+    with pytest.raises(UsageError, match="is not YAML"):
+        load_recipe(broken)
+    broken.write_text("- a\n- b\n")
+    with pytest.raises(UsageError, match="a recipe is a mapping"):
+        load_recipe(broken)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(__file__).resolve().parents[1].glob("pipelines/*.yaml")), ids=lambda p: p.stem
+)
+def test_recipes_that_come_with_the_project_parse(path, tmp_path) -> None:
+    overrides = [f"lake={tmp_path / 'lake'}"]
+    if "\ndata:" in path.read_text():
+        overrides.append(f"data={tmp_path}")
+    parsed = load_recipe(path, overrides)
+    assert parsed.steps
+    assert load_recipe(f"pipelines/{path.name}", overrides).name == parsed.name

@@ -1,0 +1,41 @@
+"""Metrics count what a subset cannot know as errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from datas3_ray.errors import UsageError
+from datas3_ray.training.metrics import METRICS, accuracy, macro_accuracy, metric, per_class_recall, recode
+
+
+def test_a_class_the_subset_lacks_counts_as_errors_and_is_not_dropped() -> None:
+    # The test holds cat, dog, emu; the subset only cat and dog. Every answer on the other rows is right.
+    truth = recode(np.array([0, 0, 1, 2, 2]), ["cat", "dog", "emu"], ["cat", "dog"])
+    predicted = np.array([0, 0, 1, 0, 1])
+    assert accuracy(predicted, truth) == 3 / 5
+    codes, recall = per_class_recall(predicted, truth)
+    assert codes.tolist() == [0, 1, 2] and recall.tolist() == [1.0, 1.0, 0.0]
+    assert macro_accuracy(predicted, truth) == pytest.approx(2 / 3)
+
+
+def test_macro_accuracy_weighs_classes_alike() -> None:
+    truth = np.array([0] * 9 + [1])
+    assert accuracy(np.zeros(10, int), truth) == 0.9
+    assert macro_accuracy(np.zeros(10, int), truth) == 0.5
+
+
+def test_recode_gives_each_unknown_name_a_code_of_its_own() -> None:
+    assert recode(np.arange(4), ["a", "b", "c", "d"], ["c", "x"]).tolist() == [2, 3, 0, 4]
+
+
+def test_the_registry() -> None:
+    assert all(METRICS[name].higher_is_better for name in ("accuracy", "macro_accuracy"))
+    with pytest.raises(UsageError, match="no metric 'acuracy'.* Did you mean 'accuracy'?"):
+        metric("acuracy")
+
+
+@pytest.mark.parametrize(("predicted", "truth"), [([], []), ([1], [1, 2])])
+def test_nothing_to_score(predicted: list[int], truth: list[int]) -> None:
+    with pytest.raises(ValueError, match="row|length"):
+        metric("accuracy")(np.array(predicted, int), np.array(truth, int))
