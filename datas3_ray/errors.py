@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from pydantic import ValidationError
+    from pydantic import BaseModel, ValidationError
+
+ModelT = TypeVar("ModelT", bound="BaseModel")
 
 
 class Datas3Error(Exception):
@@ -34,29 +37,99 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
-def explain(error: ValidationError, known: Iterable[str]) -> str:
+def checked(
+    model: type[ModelT], values: Mapping[str, Any], what: str = "", filled: Mapping[str, Any] | None = None
+) -> ModelT:
+    """A pydantic model of what a user wrote; a UsageError is one sentence that begins with ``what``.
+
+    ``filled`` are the fields that the caller gives itself: they are no keys that the user may write.
+
+    >>> from pydantic import BaseModel
+    >>> class Box(BaseModel):
+    ...     name: str
+    ...     width: int
+    >>> checked(Box, {"width": 5}, "box", filled={"name": "small"})
+    Box(name='small', width=5)
+    >>> checked(Box, {"witdh": 5}, "box", filled={"name": "small"})
+    Traceback (most recent call last):
+    datas3_ray.errors.UsageError: box: unknown key 'witdh'; it takes: width. Did you mean 'width'?
+    >>> checked(Box, {"width": []}, "box", filled={"name": "small"})
+    Traceback (most recent call last):
+    datas3_ray.errors.UsageError: box: width = [] is not allowed: input should be a valid integer.
+    """
+    filled = filled or {}
+    with one_sentence(model, values, what, filled):
+        return model(**values, **filled)
+
+
+@contextmanager
+def one_sentence(
+    model: type[BaseModel], values: Mapping[str, Any], what: str = "", filled: Collection[str] = ()
+) -> Iterator[None]:
+    """What :func:`checked` does, around a block that makes the ``model`` of these ``values`` itself.
+
+    An unknown key is told first, whatever else is wrong: it may be the reason why another one is missing.
+    """
+    from pydantic import ValidationError
+
+    start = f"{what}: " if what else ""
+    known = [name for name in model.model_fields if name not in filled]
+    for key in values:
+        if key not in known:
+            raise UsageError(start + _unknown(key, known))
+    try:
+        yield
+    except ValidationError as error:
+        raise UsageError(start + explain(error, known, values)) from None
+
+
+def explain(error: ValidationError, known: Iterable[str], values: Mapping[str, Any] | None = None) -> str:
     """The first complaint of a pydantic model in one sentence; ``known`` are the keys it takes.
+
+    With the ``values`` that the model was made of, the sentence names the place as the user wrote it: pydantic's own
+    also tells which type of several it tried, and the items of a list that a validator made.
 
     >>> from pydantic import BaseModel, ConfigDict, ValidationError
     >>> class Grid(BaseModel):
     ...     model_config = ConfigDict(extra="forbid")
-    ...     size: int = 1
+    ...     size: int | list[int] = 1
     >>> try:
     ...     Grid(sise=2)
     ... except ValidationError as error:
     ...     print(explain(error, Grid.model_fields))
     unknown key 'sise'; it takes: size. Did you mean 'size'?
+    >>> try:
+    ...     Grid(size="a")
+    ... except ValidationError as error:
+    ...     print(explain(error, Grid.model_fields, {"size": "a"}))
+    size = 'a' is not allowed: input should be a valid integer, unable to parse string as an integer.
     """
     first = error.errors()[0]
-    names = list(known)
-    key = ".".join(str(part) for part in first["loc"])
+    place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        word = str(first["loc"][-1])
-        if len(first["loc"]) > 1:
-            return f"unknown key '{key}'."
-        return f"unknown key '{word}'; it takes: {', '.join(names) or 'none'}.{did_you_mean(word, names)}"
+        return _unknown(place, list(known)) if len(first["loc"]) == 1 else f"unknown key '{place}'."
     if first["type"] == "missing":
-        return f"the key '{key}' is missing."
+        return f"the key '{place}' is missing."
+    written, given = _written(first["loc"], values or {})
+    if not written:
+        written, given = place, first["input"]
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    return f"{key} = {first.get('input')!r} is not allowed: {message}." if key else f"{message}."
+    return f"{written} = {given!r} is not allowed: {message}." if written else f"{message}."
+
+
+def _unknown(key: Any, known: Collection[str]) -> str:
+    return f"unknown key {key!r}; it takes: {', '.join(known) or 'none'}.{did_you_mean(str(key), known)}"
+
+
+def _written(place: Iterable[int | str], values: Mapping[str, Any]) -> tuple[str, Any]:
+    """How far a complaint's place leads into what the user wrote, dotted, and what is there."""
+    parts: list[str] = []
+    here: Any = values
+    for part in place:
+        keys = here if isinstance(here, Mapping) else range(len(here)) if isinstance(here, (list, tuple)) else ()
+        if part not in keys:
+            break
+        here = here[part]
+        parts.append(str(part))
+    return ".".join(parts), here

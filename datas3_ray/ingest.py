@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from datas3_ray.encoders import EncoderConfig, parse_encoder
-from datas3_ray.errors import Datas3Error, UsageError, explain
+from datas3_ray.errors import Datas3Error, UsageError, checked
 from datas3_ray.lake.lake import check_name
 from datas3_ray.lake.ledger import Ledger, ShardEntry, quarantine_name
 from datas3_ray.lake.schemas import fingerprint
@@ -55,10 +55,7 @@ class IngestConfig(BaseModel):
 
 def parse_config(values: dict[str, Any]) -> IngestConfig:
     """A configuration from a recipe's mapping; a UsageError names the first key or value that cannot be meant."""
-    try:
-        return IngestConfig(**values)
-    except ValidationError as error:
-        raise UsageError(f"ingest: {explain(error, IngestConfig.model_fields)}") from None
+    return checked(IngestConfig, values, "ingest")
 
 
 @dataclass

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # Set before Ray is imported: Ray reads them once, at import or at start.
@@ -33,11 +36,30 @@ def ensure_ray(num_cpus: int | None = None) -> None:
         return
     address = os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address:
-        ray.init(address=address, **options)
-    else:
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
+    if not address:
+        options |= {"num_cpus": num_cpus, "include_dashboard": False}
+    with _native_stderr_aside():
+        ray.init(address=address or "local", **options)
     quiet_ray_data()
+
+
+@contextmanager
+def _native_stderr_aside() -> Iterator[None]:
+    """Keep what Ray's C++ core says while it starts off the terminal, unless starting fails."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as aside:
+        terminal = os.dup(2)
+        os.dup2(aside.fileno(), 2)
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            if failed:
+                aside.seek(0)
+                sys.stderr.write(aside.read().decode(errors="replace"))
 
 
 def quiet_ray_data() -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from datas3_ray.errors import UsageError, did_you_mean, explain
+from datas3_ray.errors import UsageError, checked, did_you_mean
 from datas3_ray.ingest import IngestConfig, ingest, parse_config, plan_ingest
 from datas3_ray.lake.lake import RESULTS_TABLE, check_name
 from datas3_ray.lake.splits import Split, split_is_current, split_table
@@ -288,14 +289,12 @@ def parse_step(step: Mapping[str, Any], number: int, where: str) -> Step:
         raise UsageError(f"{here}: '{kind}' must hold keys and values, got {body!r}.")
     try:
         return _MAKERS.get(kind, _plain)(name, dict(body), KINDS[kind])
-    except ValidationError as error:
-        raise UsageError(f"{here}: {explain(error, KINDS[kind].model_fields)}") from None
     except UsageError as error:
         raise UsageError(f"{here}: {error}") from None
 
 
 def _plain(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
-    return kind(name=name, **body)
+    return checked(kind, body, filled={"name": name})
 
 
 def _ingest(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
@@ -303,7 +302,7 @@ def _ingest(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
 
 
 def _split(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
-    return SplitStep(name=name, source=_from(body), split=_model(Split, body))
+    return SplitStep(name=name, source=_from(body), split=checked(Split, body))
 
 
 def _select(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
@@ -324,7 +323,8 @@ def _select(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
         raise UsageError(f"{methods[0]} needs 'query': the name of a table with examples of the deployment.")
     if query is not None and not selector.needs_query:
         raise UsageError(f"{methods[0]} looks at no query; leave 'query' out.")
-    return SelectStep(name=name, source=source, selector=selector, within=within, query=query)
+    filled = {"name": name, "source": source, "selector": selector}
+    return checked(SelectStep, {"within": within, "query": query}, filled=filled)
 
 
 _MAKERS: dict[str, Callable[[str, dict[str, Any], type[Step]], Step]] = {
@@ -341,15 +341,7 @@ def _from(body: dict[str, Any]) -> str:
     return source
 
 
-def _model(model: type[BaseModel], body: dict[str, Any]) -> Any:
-    try:
-        return model(**body)
-    except ValidationError as error:
-        raise UsageError(explain(error, model.model_fields)) from None
-
-
 def _label(name: str) -> str:
     """A selection's name without the placeholder and the separator beside it."""
-    for piece in ("-{deployment}", "{deployment}-", "_{deployment}", ".{deployment}", "{deployment}"):
-        name = name.replace(piece, "")
+    name = re.sub(r"[-_.]\{deployment\}|\{deployment\}[-_.]?", "", name)
     return name or "{deployment}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ def filled(lake, make_pool) -> Lake:
 
 
 def recipe(lake: Lake, *steps: dict, **top) -> dict:
-    return {"lake": lake.uri, **top, "steps": list(steps)}
+    return {"lake": lake.uri, **top, "steps": copy.deepcopy(list(steps))}
 
 
 def test_variables_keep_their_type_and_nest(filled) -> None:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from datas3_ray.encoders.weights import FOLDER, absolute, find_weights, hash_file, hash_folder
-from datas3_ray.errors import UsageError, did_you_mean
-from datas3_ray.sources.base import checked
+from datas3_ray.errors import UsageError, checked, did_you_mean
 from datas3_ray.sources.columns import RESERVED
 
 if TYPE_CHECKING:
@@ -150,4 +149,4 @@ def parse_encoder(alias: str, spec: Mapping[str, Any]) -> EncoderConfig:
         raise UsageError(f"{what}: unknown family {named!r}; it is one of {', '.join(_FAMILIES)}.{hint}")
     module, attribute = _FAMILIES[families[0]]
     config: type[EncoderConfig] = getattr(import_module(module), attribute)
-    return checked(config, {"alias": alias, **spec}, what)
+    return checked(config, spec, what, filled={"alias": alias})

@@ -19,12 +19,10 @@ from datas3_ray.kernels._tiles import (
     WINDOW,
     Pairs,
     Tile,
-    at_least,
     decode,
     full_precision,
     improve,
     matrix,
-    positions,
     unit_rows,
 )
 from datas3_ray.kernels.hashing import hash64, uniform
@@ -253,21 +251,21 @@ class _Passes:
             if self.fast is None:
                 index, cosine = _decided(block, centroids, cosines)
             else:
-                cosine, index = cosines.max(1)
-            yield start, index, cosine.float()
+                index, cosine = _largest(cosines.float())
+            yield start, index, cosine
 
 
 def _decided(rows: torch.Tensor, centroids: torch.Tensor, cosines: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The nearest centroid of each row of a block, close calls as in :func:`similarity.nearest`."""
     import torch
 
-    peak = cosines.amax(1)
-    line, column = positions(at_least(cosines, peak - WINDOW))
-    if len(line) == len(rows):
-        return column, peak
-    index = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
-    index[line] = column
-    lines = torch.nonzero(torch.bincount(line, minlength=len(rows)) > 1).view(-1)
+    index, peak = _largest(cosines)
+    every = torch.arange(len(rows), device=rows.device)
+    cosines[every, index] = -torch.inf
+    lines = torch.nonzero(cosines.amax(1) >= peak - WINDOW).view(-1)
+    cosines[every, index] = peak
+    if len(lines) == 0:
+        return index, peak
 
     def exact(chosen: torch.Tensor) -> torch.Tensor:
         return rows[lines[chosen]].double() @ centroids.double().T
@@ -276,6 +274,17 @@ def _decided(rows: torch.Tensor, centroids: torch.Tensor, cosines: torch.Tensor)
     improve(best, Tile(cosines[lines], lines, torch.zeros_like(lines), exact), Pairs(rows, centroids))
     index[lines] = torch.from_numpy(decode(best)[1]).to(rows.device)
     return index, peak
+
+
+def _largest(cosines: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first largest column of each line and its value; numpy's argmax is eight times as fast on the CPU."""
+    import torch
+
+    if cosines.device.type != "cpu":
+        peak, index = cosines.max(1)
+        return index, peak
+    index = torch.from_numpy(np.argmax(cosines.numpy(), axis=1))
+    return index, cosines.gather(1, index[:, None]).view(-1)
 
 
 def _add(sums: torch.Tensor, index: torch.Tensor, rows: torch.Tensor) -> None:

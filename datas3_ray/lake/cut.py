@@ -38,7 +38,7 @@ def find_cut(parts: list[Any], count: int) -> Cut:
     """
     import ray
 
-    pairs = [ray.remote(_words).options(num_returns=2).remote(part) for part in parts]
+    pairs: list[Any] = [ray.remote(_words).options(num_returns=2).remote(part) for part in parts]
     words = [pair[0] for pair in pairs]
     shapes = gather(pair[1] for pair in pairs)
     state = start_search(count, max((width for _, width in shapes), default=1))

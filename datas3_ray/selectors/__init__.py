@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from datas3_ray.errors import UsageError, did_you_mean
+from datas3_ray.errors import UsageError, checked, did_you_mean
 from datas3_ray.selectors.base import Selector
 from datas3_ray.selectors.density_pruning import DensityPruning
 from datas3_ray.selectors.everything import Everything
@@ -38,7 +38,7 @@ def make_selector(method: str, parameters: dict[str, Any]) -> Selector:
         raise UsageError(
             f"no selection method '{method}'; there are: {', '.join(SELECTORS)}.{did_you_mean(method, SELECTORS)}"
         )
-    return SELECTORS[method](**parameters)
+    return checked(SELECTORS[method], parameters, method)
 
 
 __all__ = ["SELECTORS", "Selector", *(selector.__name__ for selector in SELECTORS.values()), "make_selector"]

@@ -8,10 +8,10 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import pyarrow as pa
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from datas3_ray import __version__
-from datas3_ray.errors import UsageError, explain
+from datas3_ray.errors import UsageError, one_sentence
 from datas3_ray.kernels.ranking import resolve_size
 from datas3_ray.lake.aligned import write_aligned
 from datas3_ray.lake.cut import apply_cut, find_cut
@@ -85,10 +85,8 @@ class Selector(BaseModel):
     needs_query: ClassVar[bool] = False
 
     def __init__(self, **parameters: Any) -> None:
-        try:
+        with one_sentence(type(self), parameters, self.method):
             super().__init__(**parameters)
-        except ValidationError as error:
-            raise UsageError(f"{self.method}: {explain(error, type(self).model_fields)}") from None
 
     def vector(self) -> str | None:
         """The vector column that every eligible row must have."""

@@ -45,6 +45,12 @@ class Group:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def matrix(self) -> np.ndarray:
+        """The unit vectors, which must have been asked for."""
+        if self.vectors is None:
+            raise ValueError("this group was dealt without vectors")
+        return self.vectors
+
 
 @dataclass(frozen=True)
 class Dealing:
@@ -121,12 +127,12 @@ def deal(view: View, assigned: list[Any], dealing: Dealing, *, vectors: bool) ->
     import ray
 
     task = ray.remote(_deal).options(num_returns=dealing.buckets, num_cpus=1)
-    dealt = [
+    dealt: list[Any] = [
         task.remote(fragment if vectors else None, part, fragment.position, dealing)
         for fragment, part in zip(view.fragments(), assigned, strict=True)
     ]
     if dealing.buckets == 1:
-        return [list(dealt)]
+        return [dealt]
     return [[row[bucket] for row in dealt] for bucket in range(dealing.buckets)]
 
 

@@ -105,8 +105,8 @@ def nearest_earlier(inputs: Inputs, clustering: Clustering, order: Order, bucket
 
 def _whole_clusters(order: Order, *pieces: dict[str, Any]) -> pa.Table:
     group = load_group(order, pieces)
-    similarity, earlier = prior_max_groups(group.vectors, group.offsets, device=device())
-    return _answer(group, similarity, np.where(earlier >= 0, group.ids[earlier], None))
+    similarity, earlier = prior_max_groups(group.matrix(), group.offsets, device=device())
+    return _answer(group, similarity, earlier, group.ids)
 
 
 def _split_cluster(order: Order, buckets: list[list[Any]]) -> list[Any]:
@@ -150,20 +150,22 @@ def _rank_keys(order: Order, group: Group) -> tuple[np.ndarray, np.ndarray]:
 def _tile(a: Group, rank_a: np.ndarray, b: Group | None = None, rank_b: np.ndarray | None = None) -> Any:
     """(cosine, rank of the earlier row) for the rows of one piece against itself, or of two against each other."""
     if b is None or rank_b is None:
-        similarity, earlier = prior_max(a.vectors, device=device())
+        similarity, earlier = prior_max(a.matrix(), device=device())
         return similarity, np.where(earlier >= 0, rank_a[earlier], -1)
-    return cross_prior_max(a.vectors, rank_a, b.vectors, rank_b, device=device())
+    return cross_prior_max(a.matrix(), rank_a, b.matrix(), rank_b, device=device())
 
 
 def _merge(group: Group, ids: np.ndarray, *found: tuple[np.ndarray, np.ndarray]) -> pa.Table:
     similarity, earlier = found[0]
     for other in found[1:]:
         similarity, earlier = merge_max((similarity, earlier), other)
-    return _answer(group, similarity, np.where(earlier >= 0, ids[earlier], None))
+    return _answer(group, similarity, earlier, ids)
 
 
-def _answer(group: Group, similarity: np.ndarray, earlier: np.ndarray) -> pa.Table:
-    return answer(group, max_similarity=pa.array(similarity, pa.float32()), duplicate_of=pa.array(earlier, pa.string()))
+def _answer(group: Group, similarity: np.ndarray, earlier: np.ndarray, ids: np.ndarray) -> pa.Table:
+    """The answers of a group's rows; ``earlier`` are places in ``ids``, -1 where there is no earlier row."""
+    names = pa.array(ids[earlier], pa.string(), mask=earlier < 0)
+    return answer(group, max_similarity=pa.array(similarity, pa.float32()), duplicate_of=names)
 
 
 def _finish(part: pa.Table, answers: pa.Table, eps: float | None) -> pa.Table:

@@ -6,16 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from datas3_ray.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from datas3_ray.sources.columns import Columns
-
-ModelT = TypeVar("ModelT", bound=BaseModel)
 
 REASONS: dict[str, str] = {
     # the shard
@@ -148,34 +144,3 @@ def parse_source(spec: Mapping[str, Any]) -> Source:
     module, attribute = _SOURCES[kinds[0]]
     source: Source = getattr(import_module(module), attribute).from_spec(spec)
     return source
-
-
-def checked(model: type[ModelT], values: Mapping[str, Any], what: str) -> ModelT:
-    """``model(**values)``, with pydantic's report turned into one UsageError sentence that begins with ``what``.
-
-    >>> class Box(BaseModel):
-    ...     width: int
-    >>> checked(Box, {"witdh": 5}, "box")
-    Traceback (most recent call last):
-    datas3_ray.errors.UsageError: box: unknown key 'witdh'; it takes width. Did you mean 'width'?
-    >>> checked(Box, {"width": []}, "box")
-    Traceback (most recent call last):
-    datas3_ray.errors.UsageError: box: width = []: input should be a valid integer.
-    """
-    for key in values:
-        if key not in model.model_fields:
-            names = [name for name in model.model_fields if name != "alias"]
-            raise UsageError(
-                f"{what}: unknown key {key!r}; it takes {', '.join(names)}.{did_you_mean(str(key), names)}"
-            )
-    try:
-        return model(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][:1])
-        if first["type"] == "missing":
-            raise UsageError(f"{what}: the key {place!r} is missing.") from None
-        message = first["msg"].removeprefix("Value error, ")
-        message = message[:1].lower() + message[1:]
-        given = first["input"] if not first["loc"] else values.get(str(first["loc"][0]), first["input"])
-        raise UsageError(f"{what}: {place} = {given!r}: {message}.") from None

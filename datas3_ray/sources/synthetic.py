@@ -21,91 +21,21 @@ from pathlib import Path
 import numpy as np
 
 from datas3_ray.errors import UsageError
-from datas3_ray.sources.synthetic_drawing import (
-    LIGHTS,
-    REGIONS,
-    SPECIES,
-    Actor,
-    Coat,
-    Colour,
-    Form,
-    Pose,
-    Scenery,
-    Shot,
-    build_scenery,
-    shoot,
-    tint,
-)
+from datas3_ray.sources.synthetic_drawing import Coat, Colour, Pose, tint
+from datas3_ray.sources.synthetic_fauna import EMPTY, HABITS, STATURE
+from datas3_ray.sources.synthetic_scenery import LIGHTS, REGIONS, Actor, Scenery, Shot, build_scenery, shoot
+from datas3_ray.sources.synthetic_species import SPECIES
 
 GENERATOR = 1  # raised whenever the same World gives other bytes
-EMPTY = "empty"
 LABELS = (*SPECIES, EMPTY)
 CORRUPT_KINDS = ("truncated", "no bytes", "html", "garbage", "invalid json")
 
 _MANIFEST = "world.json"
+_OURS = re.compile(r"shard-\d{5}\.tar(\.part)?|world\.json(\.part)?")  # what an interrupted call can leave
 _BURST_SIZES = (0.44, 0.22, 0.14, 0.09, 0.06, 0.05)  # chance of 1, 2, ... 6 frames
 _CARELESS = 4  # one camera in so many has a careless annotator
 _CARELESS_ODDS = 12.0  # how much likelier an event is mislabelled there
 _PLAN, _SITE, _FRAME, _NOISE, _ERROR, _SHUFFLE, _BROKEN = range(7)  # streams of random numbers
-
-
-@dataclass(frozen=True)
-class _Habit:
-    """A species in one region: its share of the events, its colour and form there, when it is about (LIGHTS' odds), its
-    size (1 is the species'), and the share of its animals that go without its crest (does, lionesses)."""
-
-    share: float
-    coat: Colour = (0, 0, 0)
-    form: Form = Form()
-    hours: tuple[float, float, float] = (0.35, 0.2, 0.45)
-    size: float = 1.0
-    plain: float = 0.0
-    shape: str = ""  # drawn as this species
-
-
-_NIGHT, _DUSK, _DAY = (0.08, 0.12, 0.8), (0.2, 0.4, 0.4), (0.65, 0.15, 0.2)
-_HABITS: dict[str, dict[str, _Habit]] = {
-    "savanna": {
-        "deer": _Habit(0.14, (196, 140, 84), Form(crest=1.2), _DAY, plain=0.3),  # a kudu
-        "elk": _Habit(0.11, (206, 160, 104), Form(leg=1.05, crest=0.55), _NIGHT, plain=0.3),  # an eland
-        "zebra": _Habit(0.12, (228, 222, 208)),
-        "boar": _Habit(0.12, (88, 72, 62), Form(leg=1.3, depth=0.9, crest=1.2), _NIGHT, size=0.9),  # a warthog
-        "elephant": _Habit(0.09, (138, 124, 112)),
-        "lion": _Habit(0.09, (204, 160, 98), hours=_NIGHT, plain=0.6),
-        "giraffe": _Habit(0.07, (226, 192, 134)),
-        "wolf": _Habit(0.07, (112, 80, 52), Form(tail=0.8, spots=1.5), _DUSK, shape="leopard"),  # a painted wolf
-        "bird": _Habit(0.06, (66, 60, 62), Form(leg=1.3, neck=1.25), _DAY, size=1.15),  # an ostrich
-        "hare": _Habit(0.06, (190, 152, 100), Form(crest=1.15), _DAY),
-        EMPTY: _Habit(0.07),
-    },
-    "forest": {
-        "deer": _Habit(0.14, (104, 70, 50), Form(leg=0.9, crest=0.5), _NIGHT, plain=0.5, shape="elk"),  # a brocket
-        "elk": _Habit(0.12, (122, 80, 52), Form(crest=1.25), _DAY, shape="deer"),  # a wapiti
-        "boar": _Habit(0.15, (170, 108, 64), Form(head=0.8, leg=1.2, depth=1.05, crest=0.25), _DAY),  # a red river hog
-        "bear": _Habit(0.11, (66, 52, 44), Form(head=1.45, leg=0.9, depth=0.92), _NIGHT, size=0.9),  # a sloth bear
-        "leopard": _Habit(0.11, (116, 84, 56), Form(spots=1.4), _DUSK),
-        "wolf": _Habit(0.09, (172, 118, 72), Form(leg=0.92), _DAY),  # a dhole
-        "bird": _Habit(0.08, (150, 84, 46), Form(leg=0.55, neck=0.6, tail=1.7), _DUSK),  # a pheasant
-        "hare": _Habit(0.07, (90, 76, 62), Form(crest=0.8), _NIGHT),
-        "elephant": _Habit(0.04, (98, 84, 76), Form(leg=0.9)),
-        EMPTY: _Habit(0.09),
-    },
-    "tundra": {
-        "deer": _Habit(0.15, (124, 100, 82), Form(neck=0.9, crest=1.3), _DAY),  # a reindeer
-        "elk": _Habit(0.12, (96, 80, 70), Form(leg=1.05, crest=0.5), _NIGHT, plain=0.5),  # a moose
-        "hare": _Habit(0.12, (246, 246, 250), Form(crest=0.65), _DUSK, size=1.15),
-        "wolf": _Habit(0.12, (206, 200, 190), Form(leg=0.9, depth=1.1, tail=1.2), _NIGHT, size=1.1),
-        "bird": _Habit(0.10, (176, 152, 128), Form(leg=0.5, neck=0.5, tail=0.7), _DAY),  # a ptarmigan
-        "bear": _Habit(0.11, (222, 206, 172), Form(head=0.9, leg=1.15), _DAY),
-        "boar": _Habit(0.09, (84, 76, 72), Form(head=1.1, crest=1.0), _NIGHT),
-        "leopard": _Habit(0.09, (186, 158, 130), Form(head=0.8, tail=1.2, spots=0.8), _DAY, shape="wolf"),
-        EMPTY: _Habit(0.10),
-    },
-}
-_STATURE = {  # trunk's length on screen in front of the camera, as a share of the frame's width
-    "elephant": 0.42, "zebra": 0.34, "giraffe": 0.28, "lion": 0.35, "leopard": 0.32, "deer": 0.32, "elk": 0.35,
-    "boar": 0.32, "bear": 0.36, "wolf": 0.32, "hare": 0.23, "bird": 0.24,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -220,8 +150,8 @@ def _choose(rng: np.random.Generator, odds: dict[str, float]) -> str:
 def _event(world: World, number: int) -> _Event:
     rng = _random(world, _PLAN, number)
     region = REGIONS[number % len(REGIONS)]
-    species = _choose(rng, {name: habit.share for name, habit in _HABITS[region].items()})
-    light = _choose(rng, dict(zip(LIGHTS, _HABITS[region][species].hours, strict=True)))
+    species = _choose(rng, {name: habit.share for name, habit in HABITS[region].items()})
+    light = _choose(rng, dict(zip(LIGHTS, HABITS[region][species].hours, strict=True)))
     first, hours = {"day": (7, 10), "dusk": (17.5, 2), "night": (20, 9)}[light]
     seconds = round((rng.integers(366) * 24 + first + hours * rng.random()) * 3600)
     start = datetime(2024, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=seconds)
@@ -236,7 +166,7 @@ def _careless(event: _Event) -> bool:
 
 
 def _misread(world: World, event: _Event) -> str:
-    others = {name: habit.share for name, habit in _HABITS[event.region].items() if name != event.species}
+    others = {name: habit.share for name, habit in HABITS[event.region].items() if name != event.species}
     return _choose(_random(world, _ERROR, 1, event.number), others)
 
 
@@ -336,10 +266,10 @@ def _actors(world: World, item: _Item, horizon: float) -> tuple[Actor, ...]:
     herd = 1 + int(rng.random() < 0.2)
     right, heading = bool(rng.random() < 0.5), rng.uniform(0, 0.003)
     near, x = rng.uniform(0.25, 0.95), rng.uniform(0.28, 0.72)
-    habit = _HABITS[event.region][event.species]
+    habit = HABITS[event.region][event.species]
     eye: Colour = (255, 255, 255) if event.light == "night" else (22, 18, 18)
     coat = Coat(tint(habit.coat, rng.uniform(0.86, 1.12)), eye)
-    scale = world.size[0] * _STATURE[event.species] * habit.size * rng.uniform(0.88, 1.12)
+    scale = world.size[0] * STATURE[event.species] * habit.size * rng.uniform(0.88, 1.12)
     actors = []
     for mate in range(herd):
         form = replace(habit.form, crest=0.0) if rng.random() < habit.plain else habit.form
@@ -405,9 +335,6 @@ class _Studio:
 
 def _shard_name(number: int) -> str:
     return f"shard-{number:05d}.tar"
-
-
-_OURS = re.compile(r"shard-\d{5}\.tar(\.part)?|world\.json(\.part)?")
 
 
 def _write_shard(path: Path, studio: _Studio, items: Sequence[_Item]) -> None:

@@ -10,8 +10,8 @@ from typing import IO, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from datas3_ray.errors import UsageError
-from datas3_ray.sources.base import Reject, Sample, SampleError, Shard, Source, checked
+from datas3_ray.errors import UsageError, checked
+from datas3_ray.sources.base import Reject, Sample, SampleError, Shard, Source
 from datas3_ray.sources.columns import Columns
 from datas3_ray.sources.shard_patterns import find_files, is_remote
 from datas3_ray.sources.tarfile_reader import Member, TarError, read_tar

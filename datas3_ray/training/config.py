@@ -33,12 +33,13 @@ class SweepConfig(BaseModel):
     label: str = Field("label", min_length=1)
     metric: str = "accuracy"
     grid: dict[str, tuple[int | float, ...]] = {"batch_size": (32, 64, 128), "lr": (0.01, 0.001, 0.0001)}
-    epochs: int = Field(20, ge=1)
-    patience: int = Field(5, ge=1)
+    epochs: int = Field(40, ge=1)
+    patience: int = Field(10, ge=1)
     validation: float = Field(0.1, gt=0, lt=1)
     seed: tuple[int, ...] = (0,)
     weight_decay: float = Field(0.0, ge=0)
-    standardize: bool = True
+    normalize: bool = True
+    standardize: bool = False
     max_concurrent: int | None = Field(None, ge=1)
 
     @field_validator("model")

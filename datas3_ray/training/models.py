@@ -115,12 +115,13 @@ class TestScore:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A trained model: its best epoch (1-based) of how many, that epoch's validation score, the seconds that training
-    and scoring took, and the scores on the test tables."""
+    """A trained model: its best epoch (1-based) of how many, that epoch's validation score and loss, the seconds that
+    training and scoring took, and the scores on the test tables."""
 
     epoch: int
     epochs: int
     validation: float
+    validation_loss: float
     seconds: float
     tests: dict[str, TestScore] = field(default_factory=dict)
 

@@ -27,7 +27,9 @@ class ProbeSettings:
     """How a probe is trained.
 
     ``weight_decay`` is Adam's L2 penalty on the weights (not the bias); ``patience`` is the number of epochs without
-    progress on validation after which training stops.
+    progress on validation after which training stops. ``normalize`` scales every vector to the length sqrt(d), so that
+    only its direction counts; ``standardize`` then scales every dimension to mean 0 and deviation 1 on the training
+    rows.
     """
 
     batch_size: int = 64
@@ -35,7 +37,8 @@ class ProbeSettings:
     epochs: int = 20
     patience: int = 5
     weight_decay: float = 0.0
-    standardize: bool = True
+    normalize: bool = True
+    standardize: bool = False
     metric: str = "accuracy"
     seed: int = 0
 
@@ -52,17 +55,21 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Probe:
-    """A trained probe. ``weight`` (c, d) and ``bias`` (c,) apply to ``(x - mean) / std``; all float32 on the CPU."""
+    """A trained probe. ``weight`` (c, d) and ``bias`` (c,) apply to ``(x - mean) / std``; all float32 on the CPU.
+
+    With ``normalize`` x is first scaled to the length sqrt(d).
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor
     mean: torch.Tensor
     std: torch.Tensor
     classes: tuple[str, ...]
+    normalize: bool = False
 
     def logits(self, x: np.ndarray | torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Scores (n, c) of vectors ``x`` (n, d), or of its ``rows`` only, in chunks of bounded memory."""
-        return _logits(_tensor(x), rows, self.weight, self.bias, self.mean, 1 / self.std)
+        return _logits(_tensor(x), rows, self.weight, self.bias, _Scale(self.normalize, self.mean, 1 / self.std))
 
     def predict(self, x: np.ndarray | torch.Tensor) -> np.ndarray:
         """The most likely class's code for each row of ``x`` (n, d), int64 (n,); ties go to the lower code."""
@@ -128,7 +135,7 @@ def fit_probe(
         raise ValueError(f"a probe needs rows to train on and to validate on, got {len(train)} and {len(validation)}")
     on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     data = _Data.of(x, y, train, validation, on)
-    mean, inverse_std = _moments(data.x, data.train) if settings.standardize else _identity(data.x)
+    scale = _Scale.fit(data.x, data.train, settings)
     weight = torch.zeros(len(classes), data.x.shape[1], device=on)
     bias = torch.zeros(len(classes), device=on)
     adam = (
@@ -146,9 +153,9 @@ def fit_probe(
         train_loss = 0.0
         total = torch.zeros((), device=on)
         for batch in shuffled.split(settings.batch_size):
-            total += _step(data, batch, weight, bias, mean, inverse_std, adam)
+            total += _step(data, batch, weight, bias, scale, adam)
         train_loss = float(total) / len(shuffled)
-        logits = _logits(data.x, data.validation, weight, bias, mean, inverse_std)
+        logits = _logits(data.x, data.validation, weight, bias, scale)
         validation_loss = float(torch.nn.functional.cross_entropy(logits, truth))
         value = score(logits.argmax(1).cpu().numpy(), truth.cpu().numpy())
         epoch = Epoch(number, train_loss, validation_loss, value)
@@ -164,14 +171,21 @@ def fit_probe(
             break
     if best is None:
         raise ValueError(f"the validation loss was never finite in {len(history)} epochs; a smaller lr may help")
-    probe = Probe(best_state[0].cpu(), best_state[1].cpu(), mean.cpu(), (1 / inverse_std).cpu(), tuple(classes))
+    probe = Probe(
+        best_state[0].cpu(),
+        best_state[1].cpu(),
+        scale.mean.cpu(),
+        (1 / scale.inverse_std).cpu(),
+        tuple(classes),
+        settings.normalize,
+    )
     return Fit(probe, best.epoch, best.validation, tuple(history))
 
 
 def save_probe(probe: Probe, path: str) -> None:
     """Write a probe so that ``torch.load(path, weights_only=True)`` gives back its tensors and the classes' names."""
     tensors = {"weight": probe.weight, "bias": probe.bias, "mean": probe.mean, "std": probe.std}
-    torch.save({**tensors, "classes": list(probe.classes)}, path)
+    torch.save({**tensors, "classes": list(probe.classes), "normalize": probe.normalize}, path)
 
 
 def load_probe(path: str) -> Probe:
@@ -180,7 +194,7 @@ def load_probe(path: str) -> Probe:
 
     with fsspec.open(path, "rb") as file:
         saved = torch.load(file, map_location="cpu", weights_only=True)
-    return Probe(saved["weight"], saved["bias"], saved["mean"], saved["std"], tuple(saved["classes"]))
+    return Probe(**{**saved, "classes": tuple(saved["classes"])})
 
 
 @dataclass(frozen=True)
@@ -234,12 +248,11 @@ def _step(
     batch: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor,
-    mean: torch.Tensor,
-    inverse_std: torch.Tensor,
+    scale: _Scale,
     adam: tuple[_Adam, _Adam],
 ) -> torch.Tensor:
     """One mini-batch: the gradient of the mean cross-entropy is (softmax - one hot) / n. Returns the summed loss."""
-    rows = data.x.index_select(0, batch).sub_(mean).mul_(inverse_std)
+    rows = scale(data.x.index_select(0, batch))
     labels = data.y.index_select(0, batch).unsqueeze(1)
     log_likelihood = torch.log_softmax(torch.addmm(bias, rows, weight.t()), 1)
     loss = -log_likelihood.gather(1, labels).sum()
@@ -256,31 +269,53 @@ def _logits(
     rows: torch.Tensor | None,
     weight: torch.Tensor,
     bias: torch.Tensor,
-    mean: torch.Tensor,
-    inverse_std: torch.Tensor,
+    scale: _Scale,
 ) -> torch.Tensor:
     count = len(x) if rows is None else len(rows)
     chunks = []
     for start in range(0, count, CHUNK_ROWS):
         part = slice(start, start + CHUNK_ROWS)
-        vectors = x[part].sub(mean) if rows is None else x.index_select(0, rows[part]).sub_(mean)
-        chunks.append(torch.addmm(bias, vectors.mul_(inverse_std), weight.t()))
+        vectors = scale(x[part].clone() if rows is None else x.index_select(0, rows[part]))
+        chunks.append(torch.addmm(bias, vectors, weight.t()))
     return torch.cat(chunks) if chunks else x.new_zeros(0, len(bias))
 
 
-def _moments(x: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+@dataclass(frozen=True)
+class _Scale:
+    """How vectors are scaled before the weights apply: rows to one length, then columns to mean and deviation."""
+
+    normalize: bool
+    mean: torch.Tensor
+    inverse_std: torch.Tensor
+
+    @staticmethod
+    def fit(x: torch.Tensor, train: torch.Tensor, settings: ProbeSettings) -> _Scale:
+        """The scaling that the settings ask for, its moments those of the training rows."""
+        plain = _Scale(settings.normalize, x.new_zeros(x.shape[1]), x.new_ones(x.shape[1]))
+        return _Scale(settings.normalize, *_moments(x, train, plain)) if settings.standardize else plain
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows (n, d), changed in place."""
+        if self.normalize:
+            length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+            # A vector of zeros has no direction and stays as it is.
+            rows.mul_(torch.where(length > 0, math.sqrt(rows.shape[1]) / length, 1.0))
+        return rows.sub_(self.mean).mul_(self.inverse_std)
+
+
+def _moments(x: torch.Tensor, rows: torch.Tensor, scale: _Scale) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and 1/standard deviation (d,) of some rows, summed in float64; a constant column keeps its scale."""
-    mean = sum((x[part].double().sum(0) for part in rows.split(CHUNK_ROWS)), x.new_zeros((), dtype=torch.float64))
-    mean = mean / len(rows)
-    squares = sum(((x[part] - mean).square_().sum(0) for part in rows.split(CHUNK_ROWS)), torch.zeros_like(mean))
+    total = x.new_zeros(x.shape[1], dtype=torch.float64)
+    for part in rows.split(CHUNK_ROWS):
+        total += scale(x[part]).double().sum(0)
+    mean = total / len(rows)
+    squares = torch.zeros_like(mean)
+    for part in rows.split(CHUNK_ROWS):
+        squares += (scale(x[part]).double() - mean).square_().sum(0)
     std = (squares / len(rows)).sqrt_()
     # Below this a column is constant but for rounding, and dividing would blow that rounding up.
     flat = std <= 1e-6 * mean.abs() + 1e-12
     return mean.float(), torch.where(flat, torch.ones_like(std), 1 / std).float()
-
-
-def _identity(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
 
 
 def _tensor(x: np.ndarray | torch.Tensor) -> torch.Tensor:

@@ -64,8 +64,9 @@ class Sweep:
 def best_points(trials: Sequence[Trial], metric: str) -> set[int]:
     """Indexes of the trials at each selection's best grid point.
 
-    A point's worth is its validation score, averaged over seeds; among equals the earliest point wins. With several
-    seeds the point's trial of every seed is in the set.
+    A point's worth is its validation score, averaged over seeds; among equals (a few validation rows give few
+    different scores) the lowest validation loss wins, then the earliest point. With several seeds the point's trial of
+    every seed is in the set.
     """
     sign = 1 if find_metric(metric).higher_is_better else -1
     grouped: dict[str, dict[tuple[Any, ...], list[Trial]]] = defaultdict(lambda: defaultdict(list))
@@ -73,7 +74,13 @@ def best_points(trials: Sequence[Trial], metric: str) -> set[int]:
         grouped[trial.point.selection][tuple(trial.point.hyperparameters.items())].append(trial)
     best: set[int] = set()
     for points in grouped.values():
-        winner = max(points.values(), key=lambda members: sign * _mean([t.outcome.validation for t in members]))
+        winner = max(
+            points.values(),
+            key=lambda members: (
+                sign * _mean([t.outcome.validation for t in members]),
+                -_mean([t.outcome.validation_loss for t in members]),
+            ),
+        )
         best.update(trial.point.index for trial in winner)
     return best
 
@@ -126,6 +133,7 @@ def result_rows(lake: Lake, sweep: Sweep, prepared: Prepared, trials: Sequence[T
                     "missing_classes": missing,
                     "validation_on": trained.validation_on,
                     "epoch": trial.outcome.epoch,
+                    "validation_loss": trial.outcome.validation_loss,
                     "epochs": trial.outcome.epochs,
                     "macro_accuracy": scored.macro_accuracy,
                     # Hundreds of classes times every trial would make the table large; the winner's are enough.

@@ -145,6 +145,7 @@ def _finished(point: Point, result: Any, storage: str, name: str, model: str) ->
         epoch=found["epoch"],
         epochs=found["epochs"],
         validation=found["validation"],
+        validation_loss=found["validation_loss"],
         seconds=found["seconds"],
         tests={table: TestScore(**score) for table, score in found["tests"].items()},
     )

@@ -88,6 +88,7 @@ class VitLinearProbe:
             epochs=config.epochs,
             patience=config.patience,
             weight_decay=float(point.hyperparameters.get("weight_decay", config.weight_decay)),
+            normalize=config.normalize,
             standardize=config.standardize,
             metric=config.metric,
             seed=point.seed,
@@ -113,7 +114,8 @@ class VitLinearProbe:
         )
         save_probe(fit.probe, f"{folder}/{self.checkpoint}")
         scores = {name: _score(fit.probe, ray.get(ref), config.metric) for name, ref in tests.items()}
-        return Outcome(fit.epoch, len(fit.history), fit.validation, time.perf_counter() - started, scores)
+        loss = fit.history[fit.epoch - 1].validation_loss
+        return Outcome(fit.epoch, len(fit.history), fit.validation, loss, time.perf_counter() - started, scores)
 
 
 def _score(probe: Probe, test: tuple[np.ndarray, np.ndarray, tuple[str, ...]], metric_name: str) -> TestScore:

@@ -325,6 +325,7 @@ def _emoji(encoder: Encoder, paths: list[str]) -> dict[str, np.ndarray]:
         ("v", {"tim": "x"}, "Did you mean 'timm'"),
         ("v", {"timm": "x", "open_clip": "y"}, "has one family"),
         ("v", {"timm": "x", "imagesize": 5}, "unknown key 'imagesize'.*Did you mean 'image_size'"),
+        ("v", {"timm": "x", "alias": "w"}, "unknown key 'alias'"),
         ("v", {"timm": "x", "precision": "half"}, "precision = 'half'"),
         ("v", {"timm": "x", "batch_size": 0}, "batch_size = 0"),
         ("v", {"timm": "x", "image_size": 1.5}, "image_size = 1.5"),

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import re
-import tarfile
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
@@ -21,14 +20,14 @@ from PIL import Image
 
 from datas3_ray import Lake
 from datas3_ray.errors import UsageError
-from datas3_ray.lake.schemas import QUARANTINE, RESULTS, vector_field
+from datas3_ray.lake.schemas import QUARANTINE, RESULTS
 from datas3_ray.report import write_report
 from datas3_ray.report.card import recipe_step
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=timezone.utc)
 HOSTILE = '</span><script>alert("1")</script><img src=http://evil.test/x onerror=alert(1)>'
 VOID = {"meta", "br", "img", "link", "input", "hr"}
-ROWS = 60
+ROWS = 60  # of the pool
 
 
 class Dom(HTMLParser):
@@ -65,134 +64,6 @@ class Dom(HTMLParser):
     @property
     def text(self) -> str:
         return " ".join(self.texts)
-
-
-def png(seed: int, size: tuple[int, int] = (40, 30)) -> bytes:
-    rng = np.random.default_rng(seed)
-    out = io.BytesIO()
-    Image.fromarray(rng.integers(0, 255, (4, 4, 3), np.uint8)).resize(size).save(out, "PNG")
-    return out.getvalue()
-
-
-def image_rows(folder: Path, count: int = ROWS, **changes: Callable[[int], Any]) -> pa.Table:
-    """Rows of images that are members of a tar, as an ingest leaves them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    shard = folder / "00000.tar"
-    with tarfile.open(shard, "w") as tar:
-        for i in range(count):
-            info = tarfile.TarInfo(f"{i:03d}.png")
-            data = png(i)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    with tarfile.open(shard) as tar:
-        places = [(member.offset_data, member.size) for member in tar]
-    rows = [
-        {
-            "id": f"00000/{i:03d}",
-            "uri": str(shard),
-            "offset": offset,
-            "length": length,
-            "caption": f"picture {i}",
-            "label": None if i % 10 == 9 else ("zebra", "lion", "hare")[i % 3],
-            **{name: change(i) for name, change in changes.items()},
-        }
-        for i, (offset, length) in enumerate(places)
-    ]
-    table = pa.Table.from_pylist(rows)
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(2 * count, np.float32)), 2)
-    identity = {"family": "timm", "model": "tf_efficientnet_lite0", "preprocessing": {"size": [128, 128]}}
-    return table.append_column(vector_field("lite", 2, identity), vectors)
-
-
-def select(lake: Lake, name: str, keep: np.ndarray, minutes: int = 0, **lineage: Any) -> None:
-    """A selection of the pool's first rows, as a method leaves it."""
-    columns = lineage.pop("columns", {})
-    ids = lake.table("pool").to_arrow(["id"]).column("id").to_pylist()[: len(keep)]
-    kept = int(keep.sum())
-    counts = {"eligible": len(keep), "kept": kept, "dropped": len(keep) - kept, "invalid": 2, "held_out": 5}
-    record = {
-        "method": "random",
-        "parameters": {"size": 0.5, "seed": 0},
-        "table": "pool",
-        "within": None,
-        "query": None,
-        "inputs": {"pool": lake.table("pool").version},
-        "counts": counts,
-        "code_version": "0.1.0",
-        "seconds": 1.25,
-        "created": (NOW + timedelta(minutes=minutes)).isoformat(),
-        "fingerprint": f"mark-{name}",
-        "report": {"effective_sample_size": 12.5},
-        **lineage,
-    }
-    lake.write(name, pa.table({"id": ids, "keep": keep, **columns}), kind="selection", lineage=record)
-
-
-def trial(deployment: str, method: str, test: float, size: int, **changes: Any) -> dict[str, Any]:
-    return {
-        "trial": f"{deployment}-{method}",
-        "run": "probe",
-        "deployment": deployment,
-        "method": method,
-        "selection": method,
-        "selection_fingerprint": method,
-        "model": "vit_linear_probe",
-        "vector": "lite",
-        "hyperparameters": json.dumps({"batch_size": 32, "learning_rate": 0.01}),
-        "seed": 0,
-        "metric": "accuracy",
-        "higher_is_better": True,
-        "validation": 0.5,
-        "test": test,
-        "best": True,
-        "subset_size": size,
-        "pool_size": 60,
-        "train_rows": size,
-        "missing_classes": 0,
-        "test_rows": 100,
-        "seconds": 1.0,
-        "checkpoint": "",
-        "lineage": "{}",
-        "created": NOW,
-        **changes,
-    }
-
-
-@pytest.fixture
-def pool(tmp_path: Path) -> Lake:
-    """A lake with one table of pictures."""
-    lake = Lake(tmp_path / "lake")
-    lake.write("pool", image_rows(tmp_path / "data"), kind="image")
-    return lake
-
-
-@pytest.fixture
-def full(pool: Lake) -> Lake:
-    """A lake with all there can be."""
-    place = np.arange(ROWS)
-    reasons = ["truncated_image"] * 3 + ["bad_json"]
-    rejects = [{"uri": "a.tar", "offset": i, "reason": reason, "error": "cut"} for i, reason in enumerate(reasons)]
-    pool.write("pool.quarantine", pa.Table.from_pylist(rejects, schema=QUARANTINE), kind="quarantine")
-    select(pool, "half", place % 2 == 0, minutes=1, columns={"score": place / ROWS})
-    similarity = (place / ROWS).astype(np.float32)
-    partner = [None, *("00000/000" for _ in range(ROWS - 1))]
-    select(
-        pool,
-        "dedup",
-        similarity <= 0.75,
-        minutes=2,
-        method="semdedup",
-        parameters={"column": "lite", "clusters": 2, "eps": 0.25, "size": None},
-        columns={"score": 1 - similarity, "max_similarity": similarity, "duplicate_of": pa.array(partner, pa.string())},
-    )
-    trials = [
-        trial("north", "everything", 0.7, 60),
-        trial("north", "half", 0.8125, 30),
-        trial("south", "everything", 0.6, 60),
-        trial("south", "half", 0.55, 30),
-    ]
-    pool.write("results", pa.Table.from_pylist(trials, schema=RESULTS), kind="results")
-    return pool
 
 
 def page(lake: Lake, tmp_path: Path, **options: Any) -> str:
@@ -256,7 +127,12 @@ def test_thumbnails_are_small_webp(full: Lake, tmp_path: Path) -> None:
         assert opened.size == (int(str(image["width"])), int(str(image["height"]))) == (40, 30)
 
 
-def test_hostile_text_stays_text(tmp_path: Path) -> None:
+def test_hostile_text_stays_text(
+    tmp_path: Path,
+    image_rows: Callable[..., pa.Table],
+    select: Callable[..., None],
+    trial: Callable[..., dict[str, Any]],
+) -> None:
     lake = Lake(tmp_path / "lake")
     rows = image_rows(
         tmp_path / "data", label=lambda i: HOSTILE, caption=lambda i: HOSTILE, id=lambda i: f"{HOSTILE}{i}'"
@@ -344,7 +220,9 @@ def test_overlap_is_that_of_the_kept_rows(full: Lake, tmp_path: Path) -> None:
     assert f"dedup and half: {both} rows in both, {100 * both / len(dedup):.2f}% of dedup" in text
 
 
-def test_tables_of_vectors_alone_show_ids_and_labels(tmp_path: Path) -> None:
+def test_tables_of_vectors_alone_show_ids_and_labels(
+    tmp_path: Path, image_rows: Callable[..., pa.Table], select: Callable[..., None]
+) -> None:
     lake = Lake(tmp_path / "lake")
     lake.write("pool", image_rows(tmp_path / "data").select(["id", "label", "lite"]), kind="image")
     select(lake, "half", np.arange(ROWS) % 2 == 0)
@@ -354,7 +232,7 @@ def test_tables_of_vectors_alone_show_ids_and_labels(tmp_path: Path) -> None:
     assert "00000/0" in card and "lion" in card
 
 
-def test_a_query_is_shown(pool: Lake, tmp_path: Path) -> None:
+def test_a_query_is_shown(pool: Lake, tmp_path: Path, select: Callable[..., None]) -> None:
     pool.write("examples", pool.table("pool").to_arrow(limit=5), kind="image")
     select(pool, "near", np.arange(ROWS) % 2 == 0, query="examples")
     card = Dom(card_of(page(pool, tmp_path), "near")).text
@@ -373,7 +251,7 @@ def test_an_empty_lake_is_a_page(tmp_path: Path) -> None:
         assert sentence in dom.text
 
 
-def test_no_rejects_and_no_results_are_sentences(pool: Lake, tmp_path: Path) -> None:
+def test_no_rejects_and_no_results_are_sentences(pool: Lake, tmp_path: Path, select: Callable[..., None]) -> None:
     select(pool, "half", np.arange(ROWS) % 2 == 0)
     dom = Dom(page(pool, tmp_path))
     assert "Nothing is in quarantine" in dom.text
@@ -381,7 +259,7 @@ def test_no_rejects_and_no_results_are_sentences(pool: Lake, tmp_path: Path) -> 
     assert "The method gives no score." in dom.text
 
 
-def test_a_selection_that_keeps_nothing_is_a_card(pool: Lake, tmp_path: Path) -> None:
+def test_a_selection_that_keeps_nothing_is_a_card(pool: Lake, tmp_path: Path, select: Callable[..., None]) -> None:
     select(pool, "none", np.zeros(ROWS, bool), minutes=1)
     select(pool, "all", np.ones(ROWS, bool), minutes=2)
     dom = Dom(page(pool, tmp_path))
@@ -397,14 +275,18 @@ def test_a_selection_outlives_its_table(full: Lake, tmp_path: Path) -> None:
     assert "30 of 60 eligible rows kept" in Dom(text).text
 
 
-def test_labels_are_those_of_the_version_that_was_read(pool: Lake, tmp_path: Path) -> None:
+def test_labels_are_those_of_the_version_that_was_read(
+    pool: Lake, tmp_path: Path, image_rows: Callable[..., pa.Table], select: Callable[..., None]
+) -> None:
     select(pool, "half", np.arange(ROWS) % 2 == 0)
     pool.write("pool", image_rows(tmp_path / "data", label=lambda i: "renamed"), kind="image")
     card = card_of(page(pool, tmp_path), "half")
     assert ">zebra</th>" in card and ">renamed</th>" not in card
 
 
-def test_lineage_that_disagrees_with_the_rows_is_pointed_out(pool: Lake, tmp_path: Path) -> None:
+def test_lineage_that_disagrees_with_the_rows_is_pointed_out(
+    pool: Lake, tmp_path: Path, select: Callable[..., None]
+) -> None:
     counts = {"kept": 29, "eligible": 60, "shortfall": 7}
     select(pool, "half", np.arange(ROWS) % 2 == 0, counts=counts, size=67)
     card = Dom(card_of(page(pool, tmp_path), "half")).text
@@ -438,7 +320,7 @@ def test_mistakes_are_told(full: Lake, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "report.html").exists()
 
 
-def test_no_samples_no_pictures(full: Lake, tmp_path: Path) -> None:
+def test_no_samples_no_pictures(full: Lake, tmp_path: Path, select: Callable[..., None]) -> None:
     select(full, "half", np.arange(ROWS) % 2 == 0, minutes=1)
     assert "<use " not in card_of(page(full, tmp_path, samples=0), "half")
 

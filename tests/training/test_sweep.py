@@ -24,7 +24,8 @@ from datas3_ray.training.sweep import Deployment, SweepProgress, run_sweep, swee
 from datas3_ray.training.tuning import Trial
 
 CLASSES = ("ant", "bee", "cow")
-CONFIG = SweepConfig(grid={"batch_size": 16, "lr": (3.0, 0.01)}, epochs=4, seed=(0, 1))
+# Unscaled vectors and a learning rate that is far too large, so that the grid has a plain winner.
+CONFIG = SweepConfig(grid={"batch_size": 16, "lr": (30.0, 0.01)}, epochs=4, seed=(0, 1), normalize=False)
 
 
 def rows(count: int, prefix: str, seed: int, shuffled_labels: bool = False) -> pa.Table:
@@ -206,13 +207,17 @@ def test_a_failed_trial_is_named_and_nothing_is_written(lake: Lake, tmp_path: Pa
     assert not lake.exists("results")
 
 
-def trial(index: int, validation: float, test: float, lr: float, seed: int = 0, selection: str = "s") -> Trial:
+def trial(
+    index: int, validation: float, test: float, lr: float, seed: int = 0, selection: str = "s", loss: float = 0.5
+) -> Trial:
     point = Point(index, selection, seed, {"batch_size": 32, "lr": lr})
-    return Trial(point, Outcome(1, 1, validation, 0.0), "")
+    return Trial(point, Outcome(1, 1, validation, loss, 0.0), "")
 
 
 def test_best_points_ties_seeds_and_selections() -> None:
     assert best_points([trial(1, 0.8, 0.9, 0.1), trial(0, 0.8, 0.1, 0.2)], "accuracy") == {0}
+    assert best_points([trial(0, 0.8, 0.9, 0.1, loss=0.7), trial(1, 0.8, 0.1, 0.2, loss=0.6)], "accuracy") == {1}
+    assert best_points([trial(0, 0.9, 0.9, 0.1, loss=0.7), trial(1, 0.8, 0.1, 0.2, loss=0.6)], "accuracy") == {0}
     several = [
         trial(0, 0.9, 0.0, 0.1, seed=0),
         trial(1, 0.7, 0.0, 0.2, seed=0),

@@ -1,0 +1,155 @@
+"""The command: what it prints, its exit status, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from datas3_ray import Lake, cli
+from datas3_ray.selectors import Everything, Random
+
+
+def datas3(*words: str, capsys) -> tuple[int, str, str]:
+    """Run the command in this process; returns status, what it printed, and what it complained."""
+    before = sys.argv
+    sys.argv = ["datas3", *words]
+    try:
+        cli.main()
+        status = 0
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    finally:
+        sys.argv = before
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+@pytest.fixture
+def filled(lake, make_pool, monkeypatch) -> Lake:
+    from rich.console import Console
+
+    # Wide consoles on the captured streams, so that no sentence is folded.
+    monkeypatch.setattr(cli, "out", Console(width=200, file=None))
+    monkeypatch.setattr(cli, "err", Console(width=200, stderr=True))
+    rng = np.random.default_rng(0)
+    ids = [f"{i:02}" for i in range(40)]
+    make_pool(lake, "pool", ids, rng.normal(size=(40, 4)), label=["ab"[i % 2] for i in range(40)])
+    Everything().select(lake, "pool", name="all")
+    Random(size=10, seed=1).select(lake, "pool", name="some")
+    return lake
+
+
+def test_ls_and_show(filled, capsys) -> None:
+    status, out, _ = datas3("ls", "--lake", filled.uri, capsys=capsys)
+    assert status == 0
+    assert "random of pool, keeps 10" in out
+    assert "vectors vec (4)" in out
+    rows = json.loads(datas3("ls", "--lake", filled.uri, "--json", capsys=capsys)[1])
+    assert {row["name"]: row["kind"] for row in rows} == {"all": "selection", "pool": "image", "some": "selection"}
+    status, out, _ = datas3("show", "some", "--lake", filled.uri, capsys=capsys)
+    assert status == 0
+    assert '"method": "random"' in out
+    shown = json.loads(datas3("show", "pool", "--lake", filled.uri, "--json", "--rows", "2", capsys=capsys)[1])
+    assert shown["columns"]["vec"] == "fixed_size_list<item: float>[4]"
+    assert [row["id"] for row in shown["rows"]] == ["00", "01"]
+    assert (
+        "nothing of table 'pool' was rejected"
+        in datas3("show", "pool", "--rejects", "--lake", filled.uri, capsys=capsys)[1]
+    )
+
+
+def test_query_finds_the_row_itself_first(filled, capsys) -> None:
+    words = ["query", "pool", "--like", "07", "--lake", filled.uri, "--limit", "3", "--json"]
+    rows = json.loads(datas3(*words, capsys=capsys)[1])
+    assert rows[0]["id"] == "07"
+    assert rows[0]["_distance"] == pytest.approx(0, abs=1e-5)
+    assert len(rows) == 3
+    rows = json.loads(datas3(*words, "--where", "label = 'a'", capsys=capsys)[1])
+    assert all(row["label"] == "a" for row in rows)
+
+
+def test_diff(filled, capsys) -> None:
+    (row,) = json.loads(datas3("diff", "all", "some", "--lake", filled.uri, "--json", capsys=capsys)[1])
+    assert (row["first"], row["second"], row["both"], row["only_first"], row["only_second"]) == (40, 10, 10, 30, 0)
+    assert row["jaccard"] == 0.25
+    assert "method: everything / random" in row["differ_in"]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl", ".txt"])
+def test_export(filled, tmp_path, capsys, suffix) -> None:
+    path = tmp_path / f"kept{suffix}"
+    status, out, _ = datas3("export", "some", str(path), "--lake", filled.uri, capsys=capsys)
+    assert status == 0
+    assert "10 rows of selection 'some'" in out
+    wanted = sorted(filled.selection("some").ids().to_pylist())
+    if suffix == ".parquet":
+        table = pq.read_table(path)
+        assert table.schema.names == ["id", "label"]
+        assert sorted(table.column("id").to_pylist()) == wanted
+    else:
+        lines = path.read_text().splitlines()
+        assert len(lines) == 10 + (suffix == ".csv")
+        if suffix == ".txt":
+            assert sorted(lines) == wanted
+    assert list(tmp_path.glob("*.part")) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "says"),
+    [
+        (["ls", "--lake", "/no/such/lake"], 2, "no lake at /no/such/lake"),
+        (["show", "pol", "--lake", "LAKE"], 2, "no table 'pol'"),
+        (["query", "pool", "--like", "zz", "--lake", "LAKE"], 2, "has no row 'zz'"),
+        (["query", "pool", "--like", "07", "--where", "x =", "--lake", "LAKE"], 2, "where = 'x =' does not work"),
+        (["diff", "all", "pool", "--lake", "LAKE"], 2, "is a table of kind image, not a selection"),
+        (["export", "some", "/tmp/kept.doc", "--lake", "LAKE"], 2, "must end in one of .parquet"),
+        (["export", "some", "/no/folder/kept.csv", "--lake", "LAKE"], 2, "there is no folder /no/folder"),
+        (["leaderboard", "--lake", "LAKE"], 1, "has no results yet"),
+        (["run", "nowhere.yaml"], 2, "no file nowhere.yaml"),
+        (["run"], 2, "Missing argument"),
+        (["runn"], 2, "No such command"),
+        (["ls", "--lakes", "x"], 2, "No such option"),
+    ],
+)
+def test_mistakes(filled, capsys, words, status, says) -> None:
+    before = filled.names()
+    got, _, complaint = datas3(*[filled.uri if word == "LAKE" else word for word in words], capsys=capsys)
+    assert got == status
+    assert says in complaint
+    assert "Traceback" not in complaint
+    assert complaint.count("\n") == 1
+    assert filled.names() == before
+
+
+def test_a_recipe_runs_and_is_planned_from_the_command(filled, tmp_path, capsys) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(f"lake: {filled.uri}\nsteps:\n  - name: r\n    select: {{from: pool, random: {{size: 5}}}}\n")
+    status, out, _ = datas3("run", str(path), "--dry-run", capsys=capsys)
+    assert status == 0
+    assert "random on pool" in out
+    assert not filled.exists("r")
+    status, out, _ = datas3("run", str(path), "--set", "steps.r.select.random.size=7", capsys=capsys)
+    assert status == 0
+    assert "7 of 40 rows kept" in out
+    path.write_text("lake: x\nstep: []\n")
+    status, _, complaint = datas3("run", str(path), capsys=capsys)
+    assert status == 2
+    assert "'steps' must be a list" in complaint
+
+
+def test_help_teaches() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "datas3_ray", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parent,
+    )
+    for command in ("run", "quickstart", "ls", "show", "query", "diff", "export", "leaderboard", "report"):
+        assert command in done.stdout
