@@ -122,8 +122,8 @@ def run_recipe(
     changed: set[str] = set()
     for step in recipe.steps:
         if dry_run:
-            stale = sorted(changed & set(step.reads()))
-            plan = f"will run, since {stale[0]} will change" if stale else step.plan(context)
+            stale = step.stale(changed)
+            plan = f"will run, since {stale} will change" if stale else step.plan(context)
             if not plan.startswith("up to date"):
                 changed.add(step.name)
             say(f"{step.name:<{width}}  {step.kind:<9} {plan}")

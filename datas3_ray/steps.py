@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from datas3_ray import __version__
 from datas3_ray.errors import UsageError, checked, did_you_mean
 from datas3_ray.ingest import IngestConfig, ingest, parse_config, plan_ingest
 from datas3_ray.lake.lake import RESULTS_TABLE, check_name
+from datas3_ray.lake.schemas import fingerprint
 from datas3_ray.lake.splits import Split, split_is_current, split_table
 from datas3_ray.selectors import SELECTORS, Selector, make_selector
 
@@ -51,6 +53,10 @@ class Step(BaseModel):
     def reads(self) -> list[str]:
         """Tables and selections that must be there before the step."""
         return []
+
+    def stale(self, changed: set[str]) -> str | None:
+        """One of the changed tables that this step reads, or None."""
+        return min(changed & set(self.reads()), default=None)
 
     def plan(self, context: Context) -> str:
         """What :meth:`run` would do; begins with "up to date" when it would do nothing."""
@@ -190,7 +196,13 @@ class SweepStep(Step):
         return list(dict.fromkeys(names))
 
     def plan(self, context: Context) -> str:
-        """How much there is to train."""
+        """How much there is to train, unless the same sweep is in the results."""
+        from datas3_ray.training.sweep import sweep_is_done
+
+        if all(context.lake.exists(name) for name in self.reads()) and sweep_is_done(
+            context.lake, self._config(), name=self.name, deployments=self._deployments()
+        ):
+            return "up to date"
         selections = {name for deployment in self.deployments for name in self.named_selections(deployment).values()}
         points = len(self._config().points())
         return f"{points} grid points on {len(selections)} selections, {len(self.deployments)} deployments"
@@ -244,22 +256,45 @@ class ReportStep(Step):
         """The selections it names."""
         return list(self.selections or [])
 
+    def stale(self, changed: set[str]) -> str | None:
+        """A page shows the whole lake."""
+        return min(changed, default=None)
+
     def plan(self, context: Context) -> str:
         """Where the page will be."""
-        return f"write {context.output / (self.name + '.html')}"
+        return "up to date" if self._is_current(context) else f"write {self._page(context)}"
 
     def run(self, context: Context) -> Outcome:
-        """Write the page."""
+        """Write the page, unless nothing in the lake has changed since."""
         from datas3_ray.report import write_report
 
-        path = write_report(
+        page = self._page(context)
+        if self._is_current(context):
+            return Outcome(f"up to date: {page}", skipped=True, details={"page": str(page)})
+        write_report(
             context.lake,
-            context.output / f"{self.name}.html",
+            page,
             title=self.title,
             selections=self.selections,
             samples=self.samples,
         )
-        return Outcome(f"page written: {path}", details={"page": str(path)})
+        self._mark(context).write_text(self._fingerprint(context), encoding="utf-8")
+        return Outcome(f"page written: {page}", details={"page": str(page)})
+
+    def _page(self, context: Context) -> Path:
+        return context.output / f"{self.name}.html"
+
+    def _mark(self, context: Context) -> Path:
+        """A small file beside the page that says what it was made from."""
+        return context.output / f"{self.name}.html.fingerprint"
+
+    def _is_current(self, context: Context) -> bool:
+        mark = self._mark(context)
+        return self._page(context).is_file() and mark.is_file() and mark.read_text() == self._fingerprint(context)
+
+    def _fingerprint(self, context: Context) -> str:
+        tables = {name: context.lake.table(name).version for name in context.lake.names()}
+        return fingerprint({"tables": tables, "step": self.model_dump(mode="json"), "code": __version__})
 
 
 KINDS: dict[str, type[Step]] = {

@@ -324,3 +324,11 @@ def test_killed_for_real_and_resumed_it_ends_as_a_clean_run(tmp_path, ray_sessio
     assert summary.rows > 0
     assert content(lake).equals(content(clean))
     assert Ledger(lake, "pool").rows().num_rows == 24
+
+
+def test_the_lakes_own_short_cut(lake, tmp_path) -> None:
+    pattern = make_shards(tmp_path / "data", shards=1, rows=2)
+    summary = lake.ingest("pool", source={"webdataset": pattern}, encoders=TINY, workers=1, progress=False)
+    assert summary.rows == 2
+    with pytest.raises(UsageError, match="ingest: unknown key 'worker'.*Did you mean 'workers'"):
+        lake.ingest("pool", source={"webdataset": pattern}, encoders=TINY, worker=1)

@@ -131,6 +131,24 @@ def test_running_twice_skips_and_a_change_runs_what_depends_on_it(filled) -> Non
     assert [outcome.skipped for outcome in third] == [True, False, False]
 
 
+def test_a_page_is_written_anew_only_when_something_changed(filled, tmp_path) -> None:
+    raw = recipe(filled, SELECT, {"name": "page", "report": {"samples": 2}}, output=str(tmp_path / "out"))
+    first = run_recipe(parse_recipe(raw), say=lambda _: None, progress=False)
+    page = tmp_path / "out" / "page.html"
+    written = page.stat().st_mtime_ns
+    assert not first[1].skipped
+    again = run_recipe(parse_recipe(raw), say=lambda _: None, progress=False)
+    assert again[1].skipped
+    assert page.stat().st_mtime_ns == written
+    plan: list[str] = []
+    run_recipe(parse_recipe(raw), dry_run=True, say=plan.append)
+    assert "up to date" in plan[1]
+    changed = parse_recipe(raw, overrides=["steps.r.select.random.seed=5"])
+    run_recipe(changed, dry_run=True, say=plan.append)
+    assert "will run, since r will change" in plan[3]
+    assert not run_recipe(changed, say=lambda _: None, progress=False)[1].skipped
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
