@@ -60,6 +60,9 @@ def head(tmp_path_factory) -> Iterator[dict[str, str]]:
         "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard}",
     ]
+    # The suite's own Ray session holds the default ports of a node's agents.
+    for agent in ("dashboard-agent-listen", "dashboard-agent-grpc", "runtime-env-agent", "metrics-export"):
+        command.append(f"--{agent}-port={free_port()}")
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [*command, f"--temp-dir={sockets}"],
