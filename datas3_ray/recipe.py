@@ -116,7 +116,7 @@ def run_recipe(
 
     A step whose inputs and parameters have not changed is skipped. ``say`` gets one line a step.
     """
-    context = Context(recipe.lake, recipe.output, progress=progress, say=say)
+    context = Context(recipe.lake, recipe.output, progress=progress)
     outcomes = []
     width = max(len(step.name) for step in recipe.steps)
     changed: set[str] = set()

@@ -110,13 +110,3 @@ def gather(refs: Iterable[Any]) -> list[Any]:
         if isinstance(cause, Exception):
             raise cause from error
         raise
-
-
-def as_completed(refs: Iterable[Any]) -> Iterator[Any]:
-    """Results as they arrive, in no particular order."""
-    import ray
-
-    waiting = list(refs)
-    while waiting:
-        done, waiting = ray.wait(waiting, num_returns=1)
-        yield gather(done)[0]

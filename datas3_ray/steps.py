@@ -30,7 +30,6 @@ class Context:
     lake: Lake
     output: Path
     progress: bool = True
-    say: Callable[[str], None] = print
 
 
 @dataclass

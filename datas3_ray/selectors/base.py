@@ -270,18 +270,12 @@ def score_table(ids: pa.Array, score: Any, **columns: Any) -> pa.Table:
     return pa.table({"id": ids, "score": pa.array(score, pa.float64()), **columns})
 
 
-def concat_parts(tables: list[pa.Table], empty: pa.Table) -> pa.Table:
-    """Batches of one fragment as its part; ``empty`` gives the columns where no row is eligible."""
-    return pa.concat_tables(tables) if tables else empty.slice(0, 0)
-
-
 __all__ = [
     "Inputs",
     "Outcome",
     "Seed",
     "Selector",
     "Size",
-    "concat_parts",
     "score_table",
     "selection_counts",
 ]
