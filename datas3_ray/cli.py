@@ -68,7 +68,7 @@ def quickstart(
         ("the report", page),
         ("the lake's tables", f"datas3 ls --lake {recipe.lake.uri}"),
         ("the leaderboard", f"datas3 leaderboard --lake {recipe.lake.uri}"),
-        ("the sweep, live or after", f"tensorboard --logdir {recipe.output / 'tune'}"),
+        ("the sweep, live or after", f"tensorboard --logdir {recipe.output}/tune"),
         ("search in plain LanceDB", f"lancedb.connect({recipe.lake.uri!r}).open_table('pool').search(vector)"),
         ("the recipe it ran", "pipelines/quickstart.yaml"),
     ):

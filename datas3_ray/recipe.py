@@ -34,14 +34,15 @@ class Recipe:
     ----------
     name : str
     lake : Lake
-    output : Path
-        Folder for pages, Tune's files and other things that are not tables; ``LAKE-output`` by default.
+    output : str
+        Folder or object-store uri for pages, Tune's files and other things that are not tables; ``LAKE-output`` by
+        default.
     steps : tuple of Step
     """
 
     name: str
     lake: Lake
-    output: Path
+    output: str
     steps: tuple[Step, ...]
 
 
@@ -103,7 +104,7 @@ def parse_recipe(
     resolved = [_resolve(step, values, used, (), where) for step in steps]
     expanded = list(itertools.chain.from_iterable(_expand(step, number, where) for number, step in enumerate(resolved)))
     lake = Lake(str(top["lake"]), top.get("storage_options"))
-    output = Path(str(top.get("output") or _default_output(lake)))
+    output = str(top.get("output") or f"{lake.uri}-output").rstrip("/")
     typed = _with_everything([parse_step(step, number, where) for number, step in enumerate(expanded)], where)
     _check_names(typed, lake, where)
     return Recipe(str(top.get("name", default_name)), lake, output, tuple(typed))
@@ -134,10 +135,6 @@ def run_recipe(
         say(f"{step.name:<{width}}  {step.kind:<9} {outcome.sentence}  [{seconds:.1f} s]")
         outcomes.append(outcome)
     return outcomes
-
-
-def _default_output(lake: Lake) -> str:
-    return lake.uri + "-output" if "://" not in lake.uri else f"./{lake.uri.rstrip('/').rsplit('/', 1)[-1]}-output"
 
 
 def _override(values: dict[str, Any], override: str, where: str) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import fsspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from datas3_ray import __version__
@@ -16,6 +18,7 @@ from datas3_ray.ingest import IngestConfig, ingest, parse_config, plan_ingest
 from datas3_ray.lake.lake import RESULTS_TABLE, check_name
 from datas3_ray.lake.schemas import fingerprint
 from datas3_ray.lake.splits import Split, split_is_current, split_table
+from datas3_ray.lake.storage import is_local
 from datas3_ray.selectors import SELECTORS, Selector, make_selector
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ class Context:
     """Where a recipe runs."""
 
     lake: Lake
-    output: Path
+    output: str
     progress: bool = True
 
 
@@ -219,7 +222,7 @@ class SweepStep(Step):
             self._config(),
             name=self.name,
             deployments=self._deployments(),
-            storage=str(context.output / "tune"),
+            storage=f"{context.output}/tune",
             progress=None if context.progress else lambda done: None,
         )
         skipped = context.lake.table(RESULTS_TABLE).version == before
@@ -265,31 +268,39 @@ class ReportStep(Step):
 
     def run(self, context: Context) -> Outcome:
         """Write the page, unless nothing in the lake has changed since."""
+        page = self._page(context)
+        details = {"page": page}
+        if self._is_current(context):
+            return Outcome(f"up to date: {page}", skipped=True, details=details)
+        if is_local(page):
+            self._write(context, Path(page))
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                made = self._write(context, Path(folder) / "page.html")
+                with fsspec.open(page, "wb") as target:
+                    target.write(made.read_bytes())
+        with fsspec.open(self._mark(context), "w") as target:
+            target.write(self._fingerprint(context))
+        return Outcome(f"page written: {page}", details=details)
+
+    def _write(self, context: Context, path: Path) -> Path:
         from datas3_ray.report import write_report
 
-        page = self._page(context)
-        if self._is_current(context):
-            return Outcome(f"up to date: {page}", skipped=True, details={"page": str(page)})
-        write_report(
-            context.lake,
-            page,
-            title=self.title,
-            selections=self.selections,
-            samples=self.samples,
-        )
-        self._mark(context).write_text(self._fingerprint(context), encoding="utf-8")
-        return Outcome(f"page written: {page}", details={"page": str(page)})
+        return write_report(context.lake, path, title=self.title, selections=self.selections, samples=self.samples)
 
-    def _page(self, context: Context) -> Path:
-        return context.output / f"{self.name}.html"
+    def _page(self, context: Context) -> str:
+        return f"{context.output}/{self.name}.html"
 
-    def _mark(self, context: Context) -> Path:
+    def _mark(self, context: Context) -> str:
         """A small file beside the page that says what it was made from."""
-        return context.output / f"{self.name}.html.fingerprint"
+        return f"{self._page(context)}.fingerprint"
 
     def _is_current(self, context: Context) -> bool:
-        mark = self._mark(context)
-        return self._page(context).is_file() and mark.is_file() and mark.read_text() == self._fingerprint(context)
+        store, page = fsspec.core.url_to_fs(self._page(context))
+        mark = f"{page}.fingerprint"
+        if not store.exists(page) or not store.exists(mark):
+            return False
+        return bool(store.cat_file(mark).decode() == self._fingerprint(context))
 
     def _fingerprint(self, context: Context) -> str:
         tables = {name: context.lake.table(name).version for name in context.lake.names()}

@@ -27,7 +27,7 @@ def emoji(real_data, ray_session, tmp_path_factory) -> tuple[Lake, Path, list[st
     settings = [f"data={real_data}", f"lake={folder / 'lake'}", f"output={folder / 'output'}"]
     recipe = load_recipe(ROOT / "pipelines" / "emoji.yaml", settings)
     run_recipe(recipe, say=lines.append, progress=False)
-    return recipe.lake, recipe.output, lines
+    return recipe.lake, Path(recipe.output), lines
 
 
 def versions(lake: Lake) -> dict[str, int]:

@@ -149,6 +149,16 @@ def test_a_page_is_written_anew_only_when_something_changed(filled, tmp_path) ->
     assert not run_recipe(changed, say=lambda _: None, progress=False)[1].skipped
 
 
+def test_a_page_can_go_to_an_object_store(filled) -> None:
+    import fsspec
+
+    raw = recipe(filled, SELECT, {"name": "page", "report": {"samples": 2}}, output="memory://out/")
+    outcomes = run_recipe(parse_recipe(raw), say=lambda _: None, progress=False)
+    assert outcomes[1].details["page"] == "memory://out/page.html"
+    assert b"</html>" in fsspec.filesystem("memory").cat_file("/out/page.html")
+    assert run_recipe(parse_recipe(raw), say=lambda _: None, progress=False)[1].skipped
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
