@@ -33,7 +33,7 @@ class Random(Selector):
     seed: Seed = 0
 
     def choose(self, inputs: Inputs) -> Outcome:
-        """Score = 1 - u, with u the row's uniform number: the smallest u are kept."""
+        """Score = -u, with u the row's uniform number: the smallest u are kept."""
         return Outcome(inputs.view.map(_draw, self.seed), size=self.size, resizable=True)
 
 
