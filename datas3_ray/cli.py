@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from datas3_ray.cli_lake import register
 from datas3_ray.errors import Datas3Error, UsageError
 
 app = typer.Typer(
@@ -41,6 +42,9 @@ def run(
         typer.Option("--set", help="Override a value: key=value, or steps.NAME.path=value. Repeatable."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and what is skipped.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Take shards and files anew that changed since they were ingested.")
+    ] = False,
 ) -> None:
     """Run a recipe. Steps whose inputs and parameters have not changed are skipped."""
     from datas3_ray.recipe import load_recipe, run_recipe
@@ -48,7 +52,7 @@ def run(
     loaded = load_recipe(recipe, set_ or [])
     if not dry_run:
         out.print(f"[bold]{loaded.name}[/bold]: lake {loaded.lake.uri}", highlight=False)
-    run_recipe(loaded, dry_run=dry_run, say=_line)
+    run_recipe(loaded, dry_run=dry_run, replace=replace, say=_line)
 
 
 @app.command()
@@ -195,6 +199,9 @@ def report(
 
     path = write_report(_lake(lake), to, selections=selection)
     out.print(f"page written: {path}", highlight=False, soft_wrap=True)
+
+
+register(app)
 
 
 def main() -> None:

@@ -13,49 +13,25 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
 
-from datas3_ray.encoders import EncoderConfig, parse_encoder
-from datas3_ray.errors import Datas3Error, UsageError, checked
-from datas3_ray.lake.lake import check_name
+from datas3_ray.errors import Datas3Error
+from datas3_ray.ingest_plan import IngestConfig, Plan, parse_config, plan_ingest
+from datas3_ray.lake.lease import Lease
 from datas3_ray.lake.ledger import Ledger, ShardEntry, quarantine_name
-from datas3_ray.lake.schemas import fingerprint
+from datas3_ray.lake.optimize import compact_small
 from datas3_ray.lake.storage import dataset_uri, is_local
 from datas3_ray.runtime import cluster_cpus, cluster_gpus, ensure_ray
-from datas3_ray.sources import Shard, Source, parse_source
+from datas3_ray.sources import Item, Shard
 
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake
 
+__all__ = ["IngestConfig", "IngestSummary", "Plan", "ingest", "parse_config", "plan_ingest"]
 
 _RAISED = re.compile(r"([\w.]*(?:Error|Exception|Exit|Interrupt)): (.+)")
-
-
-class IngestConfig(BaseModel):
-    """How images come into a table.
-
-    ``source`` and ``encoders`` are written as in a recipe: ``{"webdataset": "shards/*.tar", "columns": {...}}`` and
-    ``{"lite": {"timm": "tf_efficientnet_lite0", ...}}``.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    source: dict[str, Any]
-    encoders: dict[str, dict[str, Any]]
-    on_error: Literal["quarantine", "fail"] = "quarantine"
-    store: Literal["uri", "bytes"] = "uri"
-    workers: int | None = Field(default=None, ge=1)
-    commit_shards: int = Field(default=64, ge=1)
-    commit_seconds: float = Field(default=60.0, gt=0)
-    max_pixels: int = Field(default=100_000_000, ge=1)
-
-
-def parse_config(values: dict[str, Any]) -> IngestConfig:
-    """A configuration from a recipe's mapping; a UsageError names the first key or value that cannot be meant."""
-    return checked(IngestConfig, values, "ingest")
 
 
 @dataclass
@@ -66,9 +42,13 @@ class IngestSummary:
     shards: int = 0
     """Shards put into the table by this run."""
     skipped: int = 0
-    """Shards that were there already."""
+    """Shards, or files of a source of files, that were there already."""
     changed: list[str] = field(default_factory=list)
-    """Shards whose content is no longer what was ingested; their rows are left as they are."""
+    """Shards or files whose content is no longer what was ingested; their rows are left as they are."""
+    replaced: int = 0
+    """Shards of this run whose rows took the place of others."""
+    unread: list[str] = field(default_factory=list)
+    """Shards that could not be read, each with the reason; nothing of them is in the table."""
     recovered: int = 0
     """Commits of a killed run that this run finished."""
     rows: int = 0
@@ -78,78 +58,20 @@ class IngestSummary:
 
     def sentence(self) -> str:
         """The summary for a person."""
-        speed = f", {(self.rows + self.rejects) / self.seconds:.0f} images/s" if self.shards and self.seconds else ""
+        speed = f", {(self.rows + self.rejects) / self.seconds:.0f} rows/s" if self.shards and self.seconds else ""
         text = f"{self.rows} rows and {self.rejects} rejects from {self.shards} shards{speed}"
         if self.reasons:
             text += " (" + ", ".join(f"{reason} {count}" for reason, count in sorted(self.reasons.items())) + ")"
         if self.skipped:
-            text += f"; {self.skipped} shards were there already"
+            text += f"; {self.skipped} were there already"
+        if self.replaced:
+            text += f"; {self.replaced} shards replaced earlier content"
         if self.changed:
-            text += f"; {len(self.changed)} shards changed since they were ingested and are left as they were"
+            text += (
+                f"; {len(self.changed)} changed since they were ingested and are left as they were "
+                f"({self.changed[0]} for one; --replace takes them anew)"
+            )
         return text + "."
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What an ingest would do, worked out before any work starts."""
-
-    table: str
-    source: Source
-    encoders: dict[str, EncoderConfig]
-    config: IngestConfig
-    config_fingerprint: str
-    todo: list[Shard]
-    skipped: list[Shard]
-    changed: list[Shard]
-
-    def describe(self) -> str:
-        """One line for a dry run."""
-        size = sum(shard.size for shard in self.todo) / 1e6
-        return f"{len(self.todo)} shards to ingest ({size:.1f} MB), {len(self.skipped)} there already"
-
-
-def plan_ingest(lake: Lake, name: str, config: IngestConfig) -> Plan:
-    """Validate everything that can be validated without work: names, patterns, encoders, earlier ingests.
-
-    Raises
-    ------
-    UsageError
-        For a pattern that matches nothing, an unknown encoder or missing weights, encoders or columns other than
-        those the table was ingested with. The lake is left as it was.
-    """
-    check_name(name)
-    if not config.encoders:
-        raise UsageError("an ingest needs at least one encoder, such as {lite: {timm: tf_efficientnet_lite0}}.")
-    source = parse_source(config.source)
-    encoders = {alias: parse_encoder(alias, spec) for alias, spec in config.encoders.items()}
-    clash = set(encoders) & set(source.columns.fields_by_name())
-    if clash:
-        raise UsageError(f"'{sorted(clash)[0]}' names both an encoder and a column; rename one of them.")
-    for encoder in encoders.values():
-        encoder.validate_available()
-    shards = source.shards()
-    identity = fingerprint(
-        {
-            "encoders": {alias: encoder.fingerprint() for alias, encoder in encoders.items()},
-            "columns": [(f.name, str(f.type)) for f in source.columns.fields()],
-            "store": config.store,
-        }
-    )
-    ledger = Ledger(lake, name)
-    ledger.check_config(identity)
-    if lake.exists(name) and not lake.exists(ledger.name):
-        raise UsageError(f"table '{name}' was not made by an ingest and cannot take shards; choose another name.")
-    there = ledger.shards()
-    return Plan(
-        name,
-        source,
-        encoders,
-        config,
-        identity,
-        todo=[shard for shard in shards if shard.uri not in there],
-        skipped=[shard for shard in shards if shard.uri in there],
-        changed=[shard for shard in shards if there.get(shard.uri, shard.fingerprint) != shard.fingerprint],
-    )
 
 
 def ingest(lake: Lake, name: str, config: IngestConfig, *, progress: bool = True) -> IngestSummary:
@@ -163,74 +85,115 @@ def ingest(lake: Lake, name: str, config: IngestConfig, *, progress: bool = True
     UsageError
         See :func:`plan_ingest`.
     Datas3Error
-        When a worker fails for a reason that is not the data's, or with ``on_error="fail"`` at the first reject. What
-        was committed before stays.
+        When another run is filling the table, when a worker fails for a reason that is not the data's, with
+        ``on_error="fail"`` at the first reject, and at the end when shards could not be read. What was committed
+        stays in each case.
     """
     started = time.perf_counter()
     plan = plan_ingest(lake, name, config)
     ledger = Ledger(lake, name)
-    summary = IngestSummary(name, skipped=len(plan.skipped), changed=[shard.uri for shard in plan.changed])
-    summary.recovered = ledger.recover()
-    if plan.todo:
-        _run(lake, plan, ledger, summary, progress)
+    if plan.todo or ledger.prepared().num_rows:
+        if is_local(lake.uri):
+            Path(lake.uri).mkdir(parents=True, exist_ok=True)
+        known = ledger.commits()
+        with Lease(lake, name, ledger.name) as lease:
+            recovered = ledger.recover()
+            if ledger.commits() != known:  # what another run brought in meanwhile is not brought in again
+                plan = plan_ingest(lake, name, config)
+            run = _Run(lake, plan, ledger, lease, progress)
+            run.summary.recovered = recovered
+            if plan.todo:
+                run.ingest()
+        summary = run.summary
+    else:
+        summary = IngestSummary(name, skipped=plan.skipped, changed=plan.changed)
     summary.seconds = time.perf_counter() - started
+    if summary.unread:
+        raise Datas3Error(_unread(summary))
     return summary
 
 
-def _run(lake: Lake, plan: Plan, ledger: Ledger, summary: IngestSummary, progress: bool) -> None:
-    ensure_ray()
-    if is_local(lake.uri):
-        Path(lake.uri).mkdir(parents=True, exist_ok=True)
-    waiting: list[dict[str, Any]] = []
-    last = time.monotonic()
+def _unread(summary: IngestSummary) -> str:
+    count = len(summary.unread)
+    return (
+        f"ingest of table '{summary.table}': {count} shards could not be read and nothing of them is in the table: "
+        f"{summary.unread[0]}. The rest is in: {summary.sentence()} Run the same command again to try them anew."
+    )
 
-    def commit_waiting() -> None:
-        nonlocal last
-        if waiting:
-            schema = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(waiting[0]["schema"])))
-            entries = [ShardEntry(**result["entry"]) for result in waiting]
-            for entry in ledger.commit(entries, schema, plan.config_fingerprint):
-                summary.shards += 1
-                summary.rows += entry.rows
-                summary.rejects += entry.rejects
-            waiting.clear()
-        last = time.monotonic()
 
-    reasons: Counter[str] = Counter()
-    bar = _Bar(len(plan.todo), progress)
-    with bar:
-        for result in _stream(lake, plan):
-            if result["error"]:
-                commit_waiting()
-                raise Datas3Error(result["error"])
-            reasons.update(result["reasons"])
-            waiting.append(result)
-            bar.advance(result["entry"])
-            if len(waiting) >= plan.config.commit_shards or time.monotonic() - last >= plan.config.commit_seconds:
-                commit_waiting()
-        commit_waiting()
-    summary.reasons = dict(reasons)
+class _Run:
+    """One ingest: takes the workers' results as they come and commits several at a time."""
+
+    def __init__(self, lake: Lake, plan: Plan, ledger: Ledger, lease: Lease, progress: bool) -> None:
+        self.lake, self.plan, self.ledger, self.lease, self.progress = lake, plan, ledger, lease, progress
+        self.summary = IngestSummary(plan.table, skipped=plan.skipped, changed=plan.changed)
+        self.reasons: Counter[str] = Counter()
+        self.waiting: list[dict[str, Any]] = []
+        self.last = time.monotonic()
+
+    def ingest(self) -> None:
+        ensure_ray()
+        with _Bar(len(self.plan.todo), self.progress) as bar:
+            for result in _stream(self.lake, self.plan):
+                if result["error"]:
+                    self._commit()
+                    raise Datas3Error(result["error"])
+                bar.advance(result["entry"])
+                if result["unread"]:
+                    self.summary.unread.append(result["unread"])
+                    continue
+                self.reasons.update(result["reasons"])
+                self.waiting.append(result)
+                full = len(self.waiting) >= self.plan.config.commit_shards
+                if full or time.monotonic() - self.last >= self.plan.config.commit_seconds:
+                    self._commit()
+            self._commit()
+        self.summary.reasons = dict(self.reasons)
+        if self.plan.config.compact and self.summary.rows:
+            compact_small(self.lake, self.plan.table)
+
+    def _commit(self) -> None:
+        self.last = time.monotonic()
+        if not self.waiting:
+            return
+        self.lease.check()
+        schema = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(self.waiting[0]["schema"])))
+        entries = [ShardEntry(**result["entry"]) for result in self.waiting]
+        items = {shard.uri: [(item.id, item.fingerprint) for item in shard.items] for shard in self.plan.todo}
+        done = self.ledger.commit(entries, schema, self.plan.config_fingerprint, items, self.plan.replacing)
+        self.waiting.clear()
+        for entry in done:
+            self.summary.shards += 1
+            self.summary.rows += entry.rows
+            self.summary.rejects += entry.rejects
+            self.summary.replaced += entry.shard in self.plan.replacing
 
 
 def _stream(lake: Lake, plan: Plan) -> Iterator[dict[str, Any]]:
     """The Ray Data stream: shard descriptions in, one result a shard out, in the order they finish."""
     import ray
 
+    from datas3_ray.ingest_output import Target
+
     gpus = cluster_gpus()
     workers = plan.config.workers or min(len(plan.todo), gpus or cluster_cpus())
     resources: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": 1}
     threads = max(1, cluster_cpus() // max(1, gpus)) if gpus else 1
+    target = Target(
+        dataset_uri(lake.uri, plan.table),
+        dataset_uri(lake.uri, quarantine_name(plan.table)),
+        lake.exists(plan.table),
+        lake.options,
+    )
     worker = {
         "source": plan.source,
         "encoders": plan.encoders,
         "config": plan.config,
-        "uri": dataset_uri(lake.uri, plan.table),
-        "quarantine_uri": dataset_uri(lake.uri, quarantine_name(plan.table)),
-        "append": lake.exists(plan.table),
-        "options": lake.options,
+        "target": target,
+        "stores_bytes": plan.stores_bytes,
         "threads": threads,
     }
-    items = [asdict(shard) for shard in plan.todo]
+    items = [{"shard": json.dumps(asdict(shard))} for shard in plan.todo]
     stream = ray.data.from_items(items, override_num_blocks=min(len(items), 4096)).map_batches(
         _Actor,
         batch_size=1,
@@ -262,8 +225,13 @@ class _Actor:
         self.worker = ShardWorker(**worker)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        results = [self.worker.work(Shard(**row)) for row in batch.to_pylist()]
+        results = [self.worker.work(_shard(text)) for text in batch.column("shard").to_pylist()]
         return pa.table({"result": [json.dumps(result) for result in results]})
+
+
+def _shard(text: str) -> Shard:
+    described = json.loads(text)
+    return Shard(**{**described, "items": tuple(Item(**item) for item in described["items"])})
 
 
 class _Bar:
@@ -285,9 +253,10 @@ class _Bar:
         )
         self.task = self.progress.add_task("ingest", total=shards, images=0, speed=0.0, rejects=0)
 
-    def advance(self, entry: dict[str, Any]) -> None:
-        self.images += entry["samples"]
-        self.rejects += entry["rejects"]
+    def advance(self, entry: dict[str, Any] | None) -> None:
+        """One more shard is done; None where it could not be read."""
+        self.images += entry["samples"] if entry else 0
+        self.rejects += entry["rejects"] if entry else 0
         speed = self.images / (time.perf_counter() - self.started)
         self.progress.update(self.task, advance=1, images=self.images, speed=speed, rejects=self.rejects)
 

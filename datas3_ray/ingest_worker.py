@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from datas3_ray.encoders import EncoderConfig
-from datas3_ray.lake.ledger import ShardEntry
-from datas3_ray.lake.schemas import IMAGE_FIELDS, QUARANTINE, vector_field, with_kind
-from datas3_ray.lake.storage import StorageOptions, write_fragments
-from datas3_ray.sources import Reject, Sample, SampleError, Shard, Source, decode_image
+from datas3_ray.encoders.bank import EncoderBank, Inputs, broken
+from datas3_ray.ingest_output import ShardOutput, ShardUnread, StopAtReject, Target
+from datas3_ray.lake.schemas import IMAGE_FIELDS, vector_columns, vector_field, with_kind
+from datas3_ray.retry import DELAYS
+from datas3_ray.sources import Reject, Sample, SampleError, Shard, Source, VectorSource, decode_image
+from datas3_ray.sources.features import THUMBNAIL, compute, feature_fields, thumbnail
+from datas3_ray.sources.watchdog import DecodePool, TimedOut
 
 if TYPE_CHECKING:
     from datas3_ray.ingest import IngestConfig
 
-FLUSH_ROWS = 1 << 16
+ATTEMPTS = 3
+"""How often a shard that cannot be read is begun anew before it is left for the next run."""
 
 
 @dataclass
@@ -29,16 +32,7 @@ class Prepared:
     """A row without its vectors, and what each encoder needs to make them."""
 
     row: dict[str, Any]
-    inputs: dict[str, np.ndarray | None]
-
-
-@dataclass
-class Buffer:
-    """Rows and rejects of the shard that are not yet in fragments."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    vectors: dict[str, list[np.ndarray | None]] = field(default_factory=dict)
-    rejects: list[dict[str, Any]] = field(default_factory=list)
+    inputs: Inputs
 
 
 class ShardWorker:
@@ -49,88 +43,86 @@ class ShardWorker:
         source: Source,
         encoders: dict[str, EncoderConfig],
         config: IngestConfig,
-        uri: str,
-        quarantine_uri: str,
-        append: bool,
-        options: StorageOptions | None,
+        target: Target,
+        stores_bytes: bool,
         threads: int,
     ) -> None:
         self.source = source
         self.config = config
-        self.uri, self.quarantine_uri, self.append, self.options = uri, quarantine_uri, append, options
-        self.encoders = {alias: encoder.build() for alias, encoder in encoders.items()}
-        self.batch_size = max(encoder.batch_size for encoder in encoders.values())
+        self.target = target
+        self.stores_bytes = stores_bytes
+        self.bank = EncoderBank(encoders)
         self.schema = self._schema()
-        self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self.pool = None if isinstance(source, VectorSource) else DecodePool(threads, config.decode_seconds)
 
     def _schema(self) -> pa.Schema:
-        fields = [*IMAGE_FIELDS, *self.source.columns.fields()]
-        if self.config.store == "bytes":
+        fields = [*IMAGE_FIELDS, *self.source.columns.fields(), *self.source.own_fields()]
+        fields += feature_fields(self.config.features)
+        if self.config.thumbnail:
+            fields.append(THUMBNAIL)
+        if self.stores_bytes:
             fields.append(pa.field("image", pa.large_binary()))
-        fields += [vector_field(alias, encoder.dim, encoder.identity) for alias, encoder in self.encoders.items()]
+        fields += [vector_field(name, encoder.dim, encoder.identity) for name, encoder in self.bank.encoders.items()]
+        if isinstance(self.source, VectorSource):
+            fields += self.source.vector_fields()
         return with_kind(pa.schema(fields), "image")
 
     def work(self, shard: Shard) -> dict[str, Any]:
-        """Everything the driver needs to commit this shard; ``error`` is set where a reject must end the run."""
-        started = time.perf_counter()
-        buffer = Buffer(vectors={alias: [] for alias in self.encoders})
-        fragments: list[str] = []
-        rejected: list[str] = []
-        reasons: Counter[str] = Counter()
-        samples = rows = 0
+        """Everything the driver needs to commit this shard.
+
+        ``error`` is set where a reject must end the run, ``unread`` where the shard could not be read: nothing of it
+        is to be committed then.
+        """
+        for attempt in range(ATTEMPTS):
+            output = ShardOutput(shard, self.schema, self.target, self.config.on_error == "fail")
+            try:
+                if isinstance(self.source, VectorSource):
+                    output.add_batches(self._vector_batches(self.source, shard, output))
+                else:
+                    self._encode_shard(shard, output)
+                entry = output.finish()
+                break
+            except StopAtReject as stop:
+                return _result(error=_stopped(stop.reject))
+            except ShardUnread as error:
+                unread = str(error)
+                if attempt + 1 < ATTEMPTS:
+                    time.sleep(DELAYS[attempt])
+        else:
+            return _result(unread=f"{shard.uri}: {unread}")
+        schema = self.schema.serialize().to_pybytes().hex()
+        return _result(entry=asdict(entry), reasons=dict(output.reasons), schema=schema)
+
+    def _encode_shard(self, shard: Shard, output: ShardOutput) -> None:
         batch: list[Prepared] = []
-        for item in self._prepared(self.source.read(shard)):
-            samples += 1
+        for item in self._prepared(shard):
             if isinstance(item, Reject):
-                if self.config.on_error == "fail":
-                    return _stop(item)
-                reasons[item.reason] += 1
-                buffer.rejects.append({**asdict(item), "shard": shard.uri})
+                output.add_reject(item)
                 continue
             batch.append(item)
-            if len(batch) == self.batch_size:
-                self._encode(batch, buffer, reasons, shard)
+            if len(batch) == self.bank.batch_size:
+                self._encode(batch, output)
                 batch = []
-                if len(buffer.rows) >= FLUSH_ROWS:
-                    rows += len(buffer.rows)
-                    fragments += self._flush(buffer)
-        if batch:
-            self._encode(batch, buffer, reasons, shard)
-        rows += len(buffer.rows)
-        fragments += self._flush(buffer)
-        if self.config.on_error == "fail" and buffer.rejects:
-            return _stop(Reject(**_without_shard(buffer.rejects[0])))
-        rejects = len(buffer.rejects)
-        if buffer.rejects:
-            table = pa.Table.from_pylist(buffer.rejects, with_kind(QUARANTINE, "quarantine"))
-            rejected = write_fragments(table, self.quarantine_uri, append=False, options=self.options)
-        entry = ShardEntry(
-            shard=shard.uri,
-            fingerprint=shard.fingerprint,
-            size=shard.size,
-            samples=samples,
-            rows=rows,
-            rejects=rejects,
-            fragments=fragments,
-            quarantine_fragments=rejected,
-            seconds=time.perf_counter() - started,
-        )
-        schema = self.schema.serialize().to_pybytes().hex()
-        return {"error": "", "entry": asdict(entry), "reasons": dict(reasons), "schema": schema}
+        self._encode(batch, output)
 
-    def _prepared(self, items: Iterable[Sample | Reject]) -> Iterator[Prepared | Reject]:
-        """Decoded and preprocessed rows in shard order; decoding runs ahead in threads where there are any."""
-        if self.pool is None:
-            return map(self._prepare, items)
-        return _ahead(self.pool, self._prepare, items, window=2 * self.batch_size)
+    def _prepared(self, shard: Shard) -> Iterator[Prepared | Reject]:
+        """Decoded and preprocessed rows in shard order; decoding runs ahead in threads of its own."""
+        assert self.pool is not None
+        samples = self.source.read(shard)
+        for item in self.pool.map(self._prepare, samples, window=2 * self.bank.batch_size):
+            if isinstance(item, TimedOut):
+                sample = item.item
+                error = f"not decoded within {item.seconds:g} s"
+                yield Reject(sample.uri, sample.offset, "decode_timeout", error, sample.key)
+            else:
+                yield item
 
     def _prepare(self, item: Sample | Reject) -> Prepared | Reject:
         if isinstance(item, Reject):
             return item
-
         try:
             values = self.source.columns.extract(item)
-            decoded = decode_image(item.image, max_pixels=self.config.max_pixels)
+            decoded = decode_image(item.image, max_pixels=self.config.max_pixels, fit=self.config.decode_to)
         except SampleError as error:
             return Reject(item.uri, item.offset, error.reason, str(error), item.key)
         row = {
@@ -141,82 +133,111 @@ class ShardWorker:
             "width": decoded.width,
             "height": decoded.height,
             **values,
+            **item.extra,
+            **compute(self.config.features, item.image, decoded.image),
         }
-        if self.config.store == "bytes":
+        if self.config.thumbnail:
+            row["thumbnail"] = thumbnail(decoded.image, self.config.thumbnail)
+        if self.stores_bytes:
             row["image"] = item.image
-        inputs: dict[str, np.ndarray | None] = {}
-        for alias, encoder in self.encoders.items():
-            thing = decoded.image if encoder.input == "image" else values["caption"]
-            inputs[alias] = encoder.prepare(thing) if thing is not None else None
-        return Prepared(row, inputs)
+        return Prepared(row, self.bank.prepare(decoded.image, values["caption"]))
 
-    def _encode(self, batch: list[Prepared], buffer: Buffer, reasons: Counter[str], shard: Shard) -> None:
-        made: dict[str, list[np.ndarray | None]] = {}
-        for alias, encoder in self.encoders.items():
-            given = [(position, item.inputs[alias]) for position, item in enumerate(batch)]
-            there = [(position, value) for position, value in given if value is not None]
-            vectors = encoder.encode([value for _, value in there]) if there else np.empty((0, encoder.dim))
-            column: list[np.ndarray | None] = [None] * len(batch)
-            for (position, _), vector in zip(there, vectors, strict=True):
-                column[position] = vector
-            made[alias] = column
-        for position, item in enumerate(batch):
-            mine = {alias: column[position] for alias, column in made.items()}
-            bad = [alias for alias, vector in mine.items() if vector is not None and not np.isfinite(vector).all()]
-            if bad:
+    def _encode(self, batch: list[Prepared], output: ShardOutput) -> None:
+        for item, vectors in zip(batch, self.bank.encode([item.inputs for item in batch]), strict=True):
+            bad = broken(vectors)
+            if bad is None:
+                output.add_row(item.row, vectors)
+            else:
+                error = f"encoder '{bad}' gave a vector with NaN or infinite values"
                 row = item.row
-                error = f"encoder '{bad[0]}' gave a vector with NaN or infinite values"
-                reject = Reject(row["uri"], row["offset"], "nan_vector", error, row["id"])
-                reasons["nan_vector"] += 1
-                buffer.rejects.append({**asdict(reject), "shard": shard.uri})
-                continue
-            buffer.rows.append(item.row)
-            for alias, vector in mine.items():
-                buffer.vectors[alias].append(vector)
+                output.add_reject(Reject(row["uri"], row["offset"], "nan_vector", error, row["id"]))
 
-    def _flush(self, buffer: Buffer) -> list[str]:
-        if not buffer.rows:
-            return []
+    def _vector_batches(self, source: VectorSource, shard: Shard, output: ShardOutput) -> Iterator[pa.RecordBatch]:
+        """Ready vectors as batches of the table's schema, without the rows that cannot be in it."""
+        seen = _Seen()
+        start = 0
+        for rows in source.read_rows(shard):
+            if isinstance(rows, Reject):
+                output.add_reject(rows)
+                start += bool(rows.key)  # one row of the shard, not its end
+                continue
+            offsets = pa.array(np.arange(start, start + rows.num_rows))
+            start += rows.num_rows
+            good = _sound(rows, offsets, shard, seen, output)
+            yield from self._completed(good, shard).to_batches()
+
+    def _completed(self, rows: pa.Table, shard: Shard) -> pa.Table:
         arrays = []
         for column in self.schema:
-            if column.name in buffer.vectors:
-                arrays.append(_vector_array(buffer.vectors[column.name], column.type))
+            if column.name in rows.schema.names:
+                arrays.append(rows.column(column.name).cast(column.type))
+            elif column.name == "uri":
+                arrays.append(pa.repeat(pa.scalar(shard.uri), rows.num_rows))
             else:
-                arrays.append(pa.array([row.get(column.name) for row in buffer.rows], column.type))
-        table = pa.Table.from_arrays(arrays, schema=self.schema)
-        buffer.rows = []
-        buffer.vectors = {alias: [] for alias in buffer.vectors}
-        return write_fragments(table, self.uri, append=self.append, options=self.options)
+                arrays.append(pa.nulls(rows.num_rows, column.type))
+        return pa.Table.from_arrays(arrays, schema=self.schema)
 
 
-def _vector_array(vectors: list[np.ndarray | None], kind: pa.DataType) -> pa.Array:
-    missing = np.array([vector is None for vector in vectors])
-    matrix = np.zeros((len(vectors), kind.list_size), np.float32)
-    for position, vector in enumerate(vectors):
-        if vector is not None:
-            matrix[position] = vector
-    mask = pa.array(missing) if missing.any() else None
-    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), type=kind, mask=mask)
+class _Seen:
+    """Ids of a shard so far; which ones of the next rows came before."""
+
+    def __init__(self) -> None:
+        self.ids: set[str] = set()
+
+    def repeated(self, ids: pa.ChunkedArray) -> np.ndarray:
+        names = ids.to_pylist()
+        before = len(self.ids)
+        repeated = np.zeros(len(names), bool)
+        fresh = set(names)
+        if len(fresh) < len(names) or not fresh.isdisjoint(self.ids):
+            for position, name in enumerate(names):
+                repeated[position] = name in self.ids
+                self.ids.add(name)
+        else:
+            self.ids |= fresh
+        assert len(self.ids) - before == len(names) - int(repeated.sum())
+        return repeated
 
 
-def _ahead(pool: ThreadPoolExecutor, work: Callable[[Any], Any], items: Iterable[Any], window: int) -> Iterator[Any]:
-    """``map(work, items)`` with up to ``window`` results computed ahead, in order, and no more held in memory."""
-    waiting: deque[Future[Any]] = deque()
-    for item in items:
-        waiting.append(pool.submit(work, item))
-        if len(waiting) >= window:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+def _sound(rows: pa.Table, offsets: pa.Array, shard: Shard, seen: _Seen, output: ShardOutput) -> pa.Table:
+    """The rows with an id of their own and finite vectors; the others become rejects."""
+    ids = rows.column("id")
+    missing = pc.is_null(ids).to_numpy()
+    if missing.any():
+        for offset in offsets.filter(pa.array(missing)).to_pylist():
+            output.add_reject(Reject(shard.uri, offset, "no_id", f"row {offset} has no id", ""))
+        rows, offsets = rows.filter(pa.array(~missing)), offsets.filter(pa.array(~missing))
+    repeated = seen.repeated(rows.column("id"))
+    bad = repeated.copy()
+    for position in np.flatnonzero(repeated):
+        name, offset = rows.column("id")[int(position)].as_py(), offsets[int(position)].as_py()
+        output.add_reject(Reject(shard.uri, offset, "duplicate_id", f"the id '{name}' came before", name))
+    for column in vector_columns(rows.schema):
+        broken_rows = _not_finite(rows.column(column)) & ~bad
+        for position in np.flatnonzero(broken_rows):
+            name, offset = rows.column("id")[int(position)].as_py(), offsets[int(position)].as_py()
+            error = f"the vector '{column}' has NaN or infinite values"
+            output.add_reject(Reject(shard.uri, offset, "nan_vector", error, name))
+        bad |= broken_rows
+    return rows.filter(pa.array(~bad)) if bad.any() else rows
 
 
-def _without_shard(reject: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in reject.items() if key != "shard"}
+def _not_finite(column: pa.ChunkedArray) -> np.ndarray:
+    """Rows of a vector column that hold a value that is no number; a missing vector is none of them."""
+    from datas3_ray.lake.schemas import matrix
+
+    there = column.is_valid().to_numpy()
+    # A sum is not finite when one of its terms is not, and costs one pass over memory.
+    sums = matrix(column).sum(axis=1, dtype=np.float64)
+    return ~np.isfinite(sums) & there
 
 
-def _stop(reject: Reject) -> dict[str, Any]:
-    sentence = (
+def _result(**given: Any) -> dict[str, Any]:
+    return {"error": "", "unread": "", "entry": None, "reasons": {}, "schema": "", **given}
+
+
+def _stopped(reject: Reject) -> str:
+    return (
         f"{reject.uri} at byte {reject.offset} (key '{reject.key}') was rejected as {reject.reason}: {reject.error}. "
         "The run ends here because on_error is 'fail'; use 'quarantine' to set such images aside."
     )
-    return {"error": sentence, "entry": None, "reasons": {}, "schema": ""}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,10 +20,12 @@ import yaml
 
 from datas3_ray.errors import UsageError, did_you_mean
 from datas3_ray.lake import Lake
-from datas3_ray.steps import KINDS, Context, Outcome, Step, parse_step
+from datas3_ray.step_kinds import KINDS, parse_step
+from datas3_ray.steps import Context, Outcome, Step
 
 _RESERVED = ("name", "description", "lake", "storage_options", "output", "steps")
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
+_ENVIRONMENT = "env:"
 _PLACEHOLDER = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
 
@@ -111,13 +114,19 @@ def parse_recipe(
 
 
 def run_recipe(
-    recipe: Recipe, *, dry_run: bool = False, say: Callable[[str], None] = print, progress: bool = True
+    recipe: Recipe,
+    *,
+    dry_run: bool = False,
+    replace: bool = False,
+    say: Callable[[str], None] = print,
+    progress: bool = True,
 ) -> list[Outcome]:
     """Run the steps in order, or with ``dry_run`` only say what would be done.
 
-    A step whose inputs and parameters have not changed is skipped. ``say`` gets one line a step.
+    A step whose inputs and parameters have not changed is skipped. With ``replace`` shards and files that changed
+    since they were ingested are taken anew. ``say`` gets one line a step.
     """
-    context = Context(recipe.lake, recipe.output, progress=progress)
+    context = Context(recipe.lake, recipe.output, progress=progress, replace=replace)
     outcomes = []
     width = max(len(step.name) for step in recipe.steps)
     changed: set[str] = set()
@@ -187,6 +196,11 @@ def _resolve(value: Any, top: Mapping[str, Any], used: set[str], chain: tuple[st
         return value
 
     def look_up(key: str) -> Any:
+        if key.startswith(_ENVIRONMENT):
+            name = key.removeprefix(_ENVIRONMENT)
+            if name not in os.environ:
+                raise UsageError(f"{where}: ${{{key}}}: the environment has no variable {name}; set it first.")
+            return os.environ[name]
         if key not in top:
             raise UsageError(f"{where}: ${{{key}}} refers to no top-level key.{did_you_mean(key, top)}")
         if key in chain:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,13 +12,12 @@ import fsspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from datas3_ray import __version__
-from datas3_ray.errors import UsageError, checked, did_you_mean
-from datas3_ray.ingest import IngestConfig, ingest, parse_config, plan_ingest
-from datas3_ray.lake.lake import RESULTS_TABLE, check_name
+from datas3_ray.ingest import IngestConfig, ingest, plan_ingest
+from datas3_ray.lake.lake import RESULTS_TABLE
 from datas3_ray.lake.schemas import fingerprint
 from datas3_ray.lake.splits import Split, split_is_current, split_table
 from datas3_ray.lake.storage import is_local
-from datas3_ray.selectors import SELECTORS, Selector, make_selector
+from datas3_ray.selectors import Selector
 
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake
@@ -33,6 +31,8 @@ class Context:
     lake: Lake
     output: str
     progress: bool = True
+    replace: bool = False
+    """Take shards and files anew that changed since they were ingested."""
 
 
 @dataclass
@@ -97,13 +97,16 @@ class IngestStep(Step):
 
     def plan(self, context: Context) -> str:
         """How many shards are missing."""
-        plan = plan_ingest(context.lake, self.name, self.config)
+        plan = plan_ingest(context.lake, self.name, self._config(context))
         return plan.describe() if plan.todo else f"up to date ({plan.describe()})"
 
     def run(self, context: Context) -> Outcome:
         """Ingest what is missing."""
-        summary = ingest(context.lake, self.name, self.config, progress=context.progress)
+        summary = ingest(context.lake, self.name, self._config(context), progress=context.progress)
         return Outcome(summary.sentence(), skipped=not summary.shards)
+
+    def _config(self, context: Context) -> IngestConfig:
+        return self.config.model_copy(update={"replace": True}) if context.replace else self.config
 
 
 class SplitStep(Step):
@@ -305,85 +308,6 @@ class ReportStep(Step):
     def _fingerprint(self, context: Context) -> str:
         tables = {name: context.lake.table(name).version for name in context.lake.names()}
         return fingerprint({"tables": tables, "step": self.model_dump(mode="json"), "code": __version__})
-
-
-KINDS: dict[str, type[Step]] = {
-    step.kind: step for step in (SyntheticStep, IngestStep, SplitStep, SelectStep, SweepStep, ReportStep)
-}
-
-
-def parse_step(step: Mapping[str, Any], number: int, where: str) -> Step:
-    """A typed step from its mapping ``{name: ..., KIND: {...}}``; a UsageError names the step and the key."""
-    name = step.get("name")
-    if not isinstance(name, str):
-        raise UsageError(f"{where}: step {number + 1} has no 'name'; every step needs one.")
-    check_name(name)
-    kinds = [key for key in step if key != "name"]
-    here = f"{where}: step '{name}'"
-    if len(kinds) != 1 or kinds[0] not in KINDS:
-        odd = next((key for key in kinds if key not in KINDS), None)
-        if odd is not None:
-            raise UsageError(f"{here}: unknown key '{odd}'; kinds are: {', '.join(KINDS)}.{did_you_mean(odd, KINDS)}")
-        raise UsageError(
-            f"{here}: a step has exactly one kind of {', '.join(KINDS)}, got {', '.join(kinds) or 'none'}."
-        )
-    kind, body = kinds[0], step[kinds[0]]
-    if body is None:
-        body = {}
-    if not isinstance(body, Mapping):
-        raise UsageError(f"{here}: '{kind}' must hold keys and values, got {body!r}.")
-    try:
-        return _MAKERS.get(kind, _plain)(name, dict(body), KINDS[kind])
-    except UsageError as error:
-        raise UsageError(f"{here}: {error}") from None
-
-
-def _plain(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
-    return checked(kind, body, filled={"name": name})
-
-
-def _ingest(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
-    return IngestStep(name=name, config=parse_config(body))
-
-
-def _split(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
-    return SplitStep(name=name, source=_from(body), split=checked(Split, body))
-
-
-def _select(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
-    source = _from(body)
-    within, query = body.pop("within", None), body.pop("query", None)
-    methods = list(body)
-    if len(methods) != 1:
-        extra = [method for method in methods if method not in SELECTORS]
-        if extra:
-            known = ["from", "within", "query", *SELECTORS]
-            raise UsageError(f"unknown key '{extra[0]}'; it takes: {', '.join(known)}.{did_you_mean(extra[0], known)}")
-        raise UsageError(f"exactly one method is needed of {', '.join(SELECTORS)}, got {', '.join(methods) or 'none'}.")
-    parameters = body[methods[0]] or {}
-    if not isinstance(parameters, Mapping):
-        raise UsageError(f"'{methods[0]}' must hold parameters such as {{size: 0.25}}, got {parameters!r}.")
-    selector = make_selector(methods[0], dict(parameters))
-    if selector.needs_query and query is None:
-        raise UsageError(f"{methods[0]} needs 'query': the name of a table with examples of the deployment.")
-    if query is not None and not selector.needs_query:
-        raise UsageError(f"{methods[0]} looks at no query; leave 'query' out.")
-    filled = {"name": name, "source": source, "selector": selector}
-    return checked(SelectStep, {"within": within, "query": query}, filled=filled)
-
-
-_MAKERS: dict[str, Callable[[str, dict[str, Any], type[Step]], Step]] = {
-    "ingest": _ingest,
-    "split": _split,
-    "select": _select,
-}
-
-
-def _from(body: dict[str, Any]) -> str:
-    source = body.pop("from", None)
-    if not isinstance(source, str):
-        raise UsageError("the key 'from' is missing; it names the image table to read.")
-    return source
 
 
 def _label(name: str) -> str:

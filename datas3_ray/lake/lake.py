@@ -58,7 +58,11 @@ class Lake:
         if not text:
             raise UsageError("a lake needs a folder or an object-store uri, got an empty name.")
         self.uri = os.path.abspath(os.path.expanduser(text)) if is_local(text) else text.rstrip("/")
-        self.options: StorageOptions | None = dict(storage_options) if storage_options else None
+        if storage_options is not None and not isinstance(storage_options, Mapping):
+            raise UsageError("storage_options must be keys and values, such as {aws_region: eu-west-1}.")
+        # Lance takes texts only, and YAML has numbers and truths of its own.
+        texts = {str(key): _option(value) for key, value in (storage_options or {}).items()}
+        self.options: StorageOptions | None = texts or None
 
     # -- looking around ------------------------------------------------------------------------------------------
 
@@ -192,6 +196,10 @@ class Lake:
 
     def __repr__(self) -> str:
         return f"Lake({self.uri!r})"
+
+
+def _option(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def check_name(name: str) -> None:

@@ -12,14 +12,16 @@ import json
 import uuid
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from datas3_ray.errors import Datas3Error, UsageError
 from datas3_ray.lake.lake import Lake
+from datas3_ray.lake.lease import LEASE
 from datas3_ray.lake.schemas import LEDGER, QUARANTINE, with_kind
-from datas3_ray.lake.storage import commit, dataset_uri
+from datas3_ray.lake.storage import KEPT, commit, create_dataset, dataset_uri
+from datas3_ray.retry import with_backoff
 
 PREPARED, DONE = "prepared", "done"
 
@@ -49,6 +51,14 @@ class ShardEntry:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Replacement:
+    """Which rows of the image and of the quarantine table a shard's new content replaces, as SQL predicates."""
+
+    rows: str
+    rejects: str
+
+
 class Ledger:
     """The ledger of one image table."""
 
@@ -57,26 +67,51 @@ class Ledger:
         self.table = table
         self.name = ledger_name(table)
 
-    def rows(self) -> pa.Table:
-        """Every ledger row; empty before the first ingest."""
-        return self.lake.table(self.name).to_arrow() if self.lake.exists(self.name) else LEDGER.empty_table()
+    def rows(self, columns: list[str] | None = None, filter: str = "true") -> pa.Table:
+        """Ledger rows, one a shard; empty before the first ingest."""
+        if not self.lake.exists(self.name):
+            return LEDGER.empty_table().select(columns or LEDGER.names)
+        return self.lake.table(self.name).to_arrow(columns, filter=f"shard != '{LEASE}' AND ({filter})")
 
     def shards(self) -> dict[str, str]:
         """Shards in the table (or prepared for it) and their fingerprints."""
-        rows = self.rows().select(["shard", "fingerprint"]).to_pydict()
+        rows = self.rows(["shard", "fingerprint"]).to_pydict()
         return dict(zip(rows["shard"], rows["fingerprint"], strict=True))
+
+    def items(self) -> dict[str, str]:
+        """Row ids of the files in the table (or prepared for it) and the fingerprints of their latest content."""
+        rows = self.rows(["items", "created"], "items IS NOT NULL").sort_by("created")
+        found: dict[str, str] = {}
+        for chunk in rows.column("items").chunks:
+            ids, marks = chunk.flatten().flatten()
+            found.update(zip(ids.to_pylist(), marks.to_pylist(), strict=True))
+        return found
+
+    def commits(self) -> set[str]:
+        """Ids of every commit that has rows in the ledger."""
+        return set(self.rows(["commit"]).column("commit").to_pylist())
 
     def check_config(self, config: str) -> None:
         """Raise a UsageError when the table was ingested with other encoders or columns."""
-        others = set(self.rows().column("config").to_pylist()) - {config}
+        others = set(self.rows(["config"]).column("config").to_pylist()) - {config}
         if others:
             raise UsageError(
                 f"table '{self.table}' was ingested with other encoders or columns than these; "
                 "ingest into a table of another name, or drop this one first."
             )
 
-    def commit(self, entries: list[ShardEntry], schema: pa.Schema, config: str) -> list[ShardEntry]:
+    def commit(
+        self,
+        entries: list[ShardEntry],
+        schema: pa.Schema,
+        config: str,
+        items: dict[str, list[tuple[str, str]]] | None = None,
+        replacing: dict[str, Replacement] | None = None,
+    ) -> list[ShardEntry]:
         """Put the shards' rows into the table, once; returns those that another run had not put there meanwhile.
+
+        ``items`` has the (row id, fingerprint) of each file of shards that are lists of files; ``replacing`` says of
+        shards that changed which rows go when the new ones come, in the same transaction.
 
         Raises
         ------
@@ -89,62 +124,86 @@ class Ledger:
                     f"shard {entry.shard}: {entry.samples} samples were read but {entry.rows} rows and "
                     f"{entry.rejects} rejects came out; nothing of it is committed."
                 )
-        there = self.shards()
-        entries = [entry for entry in entries if entry.shard not in there]
-        if not entries:
-            return []
+        items, replacing = items or {}, replacing or {}
         self._create(schema)
         commit_id = uuid.uuid4().hex
         now = datetime.now(timezone.utc)
-        rows = [
-            {
-                "shard": entry.shard,
-                "config": config,
-                "fingerprint": entry.fingerprint,
-                "size": entry.size,
-                "samples": entry.samples,
-                "rows": entry.rows,
-                "rejects": entry.rejects,
-                "fragments": json.dumps(entry.fragments),
-                "quarantine_fragments": json.dumps(entry.quarantine_fragments),
-                "seconds": entry.seconds,
-                "commit": commit_id,
-                "state": PREPARED,
-                "created": now,
-            }
-            for entry in entries
-        ]
-        self.lake.write(self.name, pa.Table.from_pylist(rows, LEDGER), kind="ledger", mode="append")
-        self._finish(commit_id, retried=False)
-        return entries
+        rows = []
+        for entry in entries:
+            replaced = replacing.get(entry.shard)
+            files = [{"id": name, "fingerprint": mark} for name, mark in items.get(entry.shard, [])]
+            rows.append(
+                {
+                    "shard": entry.shard,
+                    "config": config,
+                    "fingerprint": entry.fingerprint,
+                    "size": entry.size,
+                    "samples": entry.samples,
+                    "rows": entry.rows,
+                    "rejects": entry.rejects,
+                    "fragments": json.dumps(entry.fragments),
+                    "quarantine_fragments": json.dumps(entry.quarantine_fragments),
+                    "items": files or None,
+                    "replaces": replaced.rows if replaced else None,
+                    "replaces_rejects": replaced.rejects if replaced else None,
+                    "seconds": entry.seconds,
+                    "commit": commit_id,
+                    "state": PREPARED,
+                    "created": now,
+                }
+            )
+        claimed = self._claim(pa.Table.from_pylist(rows, LEDGER), commit_id)
+        if claimed:
+            self._finish(commit_id, retried=False)
+        return [entry for entry in entries if entry.shard in claimed]
 
     def recover(self) -> int:
         """Finish every commit that a killed run had prepared; returns how many there were."""
-        rows = self.rows()
-        prepared = rows.filter(pc.equal(rows.column("state"), PREPARED))
-        commits = list(dict.fromkeys(prepared.column("commit").to_pylist()))
+        commits = dict.fromkeys(self.prepared().column("commit").to_pylist())
         for commit_id in commits:
             self._finish(commit_id, retried=True)
         return len(commits)
 
+    def prepared(self) -> pa.Table:
+        """Ledger rows of commits that were begun and not finished."""
+        return self.rows(filter=f"state = '{PREPARED}'")
+
     def _create(self, schema: pa.Schema) -> None:
-        """The empty image and quarantine tables, so that every later commit is an append."""
+        """The empty tables, so that every later commit is an append."""
         for name, empty, kind in (
+            (self.name, LEDGER, "ledger"),
             (quarantine_name(self.table), QUARANTINE, "quarantine"),
             (self.table, schema, "image"),
         ):
             if not self.lake.exists(name):
-                self.lake.write(name, empty.empty_table(), kind=kind)
+                create_dataset(dataset_uri(self.lake.uri, name), with_kind(empty, kind), self.lake.options)
+
+    def _claim(self, rows: pa.Table, commit_id: str) -> set[str]:
+        """Enter the shards into the ledger; of two runs that enter the same one, it becomes one's.
+
+        A shard that is there already is entered anew only where its earlier content is to be replaced.
+        """
+
+        def attempt() -> Any:
+            # Safe to repeat: what an attempt entered without getting an answer carries this commit's id.
+            merge = self.lake.table(self.name).dataset.merge_insert("shard").when_not_matched_insert_all()
+            merge = merge.when_matched_update_all(
+                f"source.replaces IS NOT NULL AND target.state = '{DONE}' AND target.fingerprint != source.fingerprint"
+            )
+            return merge.execute(rows)
+
+        with_backoff(attempt, f"entering shards into the ledger of table '{self.table}'", after=KEPT)
+        return set(self.rows(["shard"], f"commit = '{commit_id}'").column("shard").to_pylist())
 
     def _finish(self, commit_id: str, *, retried: bool) -> None:
-        rows = self.rows()
-        rows = rows.filter(pc.equal(rows.column("commit"), commit_id))
-        for column, name, kind in (
-            ("quarantine_fragments", quarantine_name(self.table), "quarantine"),
-            ("fragments", self.table, "image"),
+        rows = self.rows(filter=f"commit = '{commit_id}'")
+        for column, predicates, name, kind in (
+            ("quarantine_fragments", "replaces_rejects", quarantine_name(self.table), "quarantine"),
+            ("fragments", "replaces", self.table, "image"),
         ):
             fragments = [text for texts in rows.column(column).to_pylist() for text in json.loads(texts)]
-            if fragments:
+            replaced = [f"({text})" for text in rows.column(predicates).to_pylist() if text]
+            if fragments or replaced:
                 target = self.lake.table(name)
                 commit(
                     dataset_uri(self.lake.uri, name),
@@ -153,6 +212,11 @@ class Ledger:
                     overwrite=False,
                     commit_id=commit_id,
                     retried=retried,
+                    replaces=" OR ".join(replaced) or None,
                     options=self.lake.options,
                 )
-        self.lake.table(self.name).dataset.update({"state": f"'{DONE}'"}, where=f"commit = '{commit_id}'")
+        with_backoff(
+            lambda: self.lake.table(self.name).dataset.update({"state": f"'{DONE}'"}, where=f"commit = '{commit_id}'"),
+            f"marking shards as done in the ledger of table '{self.table}'",
+            after=KEPT,
+        )

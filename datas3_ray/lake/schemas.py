@@ -15,7 +15,8 @@ ENCODER = b"datas3:encoder"
 KINDS = ("image", "quarantine", "ledger", "selection", "centroids", "assignments", "results")
 
 # Non-null and an unenforced primary key: without both, concurrent merges of the same ids duplicate rows.
-ID = pa.field("id", pa.string(), nullable=False, metadata={"lance-schema:unenforced-primary-key": "true"})
+PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true"}
+ID = pa.field("id", pa.string(), nullable=False, metadata=PRIMARY_KEY)
 
 IMAGE_FIELDS = (
     ID,
@@ -39,7 +40,8 @@ QUARANTINE = pa.schema(
 
 LEDGER = pa.schema(
     [
-        pa.field("shard", pa.string(), nullable=False),
+        # Non-null and a primary key: of two runs that claim a shard at once, one gets it.
+        pa.field("shard", pa.string(), nullable=False, metadata=PRIMARY_KEY),
         pa.field("config", pa.string(), nullable=False),
         pa.field("fingerprint", pa.string()),
         pa.field("size", pa.int64()),
@@ -48,6 +50,11 @@ LEDGER = pa.schema(
         pa.field("rejects", pa.int64()),
         pa.field("fragments", pa.string()),
         pa.field("quarantine_fragments", pa.string()),
+        # Of a shard that is a list of files: each file's row id and content.
+        pa.field("items", pa.list_(pa.struct([pa.field("id", pa.string()), pa.field("fingerprint", pa.string())]))),
+        # SQL predicates on the image and quarantine tables: the rows of the shard's earlier content.
+        pa.field("replaces", pa.string()),
+        pa.field("replaces_rejects", pa.string()),
         pa.field("seconds", pa.float64()),
         pa.field("commit", pa.string()),
         pa.field("state", pa.string()),

@@ -101,8 +101,8 @@ def splits_of(lake: Lake, pool: str) -> list[Table]:
 
 
 def split_versions(lake: Lake, pool: str) -> dict[str, int]:
-    """Names and versions of the tables split off ``pool``."""
-    return {table.name: table.version for table in splits_of(lake, pool)}
+    """Names of the tables split off ``pool``, and the versions in which their rows last changed."""
+    return {table.name: table.content_version for table in splits_of(lake, pool)}
 
 
 def held_out_ids(lake: Lake, pool: str) -> pa.Array | None:
@@ -117,7 +117,7 @@ def _identity(pool_name: str, split: Split) -> dict[str, Any]:
 
 
 def _mark(pool: Table, split: Split) -> str:
-    return fingerprint({**_identity(pool.name, split), "version": pool.version})
+    return fingerprint({**_identity(pool.name, split), "version": pool.content_version})
 
 
 def _rows(pool: Table, split: Split) -> pa.Table:

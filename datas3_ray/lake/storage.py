@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from datas3_ray.errors import Datas3Error
+from datas3_ray.retry import with_backoff
 
 StorageOptions = dict[str, str]
 
@@ -18,6 +19,7 @@ os.environ.setdefault("LANCE_LOG", "error")
 
 COMMIT_ID = "datas3:commit"
 MAX_ROWS_PER_FRAGMENT = 1 << 20
+KEPT = "what was committed before stays"
 
 
 def is_local(uri: str) -> bool:
@@ -36,32 +38,60 @@ def open_dataset(uri: str, version: int | None = None, options: StorageOptions |
 
     if is_local(uri) and not os.path.isdir(os.path.join(uri, "_versions")):
         return None
-    try:
-        return lance.dataset(uri, version=version, storage_options=options)
-    except ValueError as error:
-        if "not found" in str(error).lower():
-            return None
-        raise Datas3Error(f"{uri} (version {version or 'latest'}) cannot be opened: {error}") from error
+
+    def attempt() -> Any:
+        try:
+            return lance.dataset(uri, version=version, storage_options=options)
+        except ValueError as error:
+            if "not found" in str(error).lower():
+                return None
+            raise
+
+    return with_backoff(attempt, f"opening {uri} (version {version or 'latest'})")
 
 
-def write_fragments(data: pa.Table, uri: str, *, append: bool, options: StorageOptions | None = None) -> list[str]:
+def create_dataset(uri: str, schema: pa.Schema, options: StorageOptions | None = None) -> bool:
+    """Make an empty dataset; False where there is one already. Of several that try at once, one makes it."""
+    import lance
+
+    def attempt() -> bool:
+        try:
+            lance.write_dataset(schema.empty_table(), uri, mode="create", storage_options=options)
+        except OSError as error:
+            if "already exists" in str(error).lower():
+                return False
+            raise
+        return True
+
+    return with_backoff(attempt, f"making {uri}")
+
+
+def write_fragments(
+    data: pa.Table | pa.RecordBatchReader, uri: str, *, append: bool, options: StorageOptions | None = None
+) -> list[str]:
     """Write rows as new Lance fragments that nothing refers to yet; returns their metadata as JSON.
 
     ``append`` when they will join the rows of an existing table (its field ids are then used), not when they will
-    start or replace one. Safe to retry: only fragments whose metadata reaches ``commit`` become rows.
+    start or replace one. Safe to retry: only fragments whose metadata reaches ``commit`` become rows. A table is tried
+    again while the store fails for a reason that may go away; a reader is read once, so its caller has to.
     """
     from lance.fragment import write_fragments as lance_write
 
+    def attempt() -> Any:
+        return lance_write(
+            data,
+            uri,
+            schema=data.schema,
+            mode="append" if append else "overwrite",
+            max_rows_per_file=MAX_ROWS_PER_FRAGMENT,
+            storage_options=options,
+        )
+
+    if isinstance(data, pa.RecordBatchReader):
+        return [json.dumps(fragment.to_json()) for fragment in attempt() if fragment.physical_rows]
     if data.num_rows == 0:
         return []
-    written = lance_write(
-        data,
-        uri,
-        schema=data.schema,
-        mode="append" if append else "overwrite",
-        max_rows_per_file=MAX_ROWS_PER_FRAGMENT,
-        storage_options=options,
-    )
+    written = with_backoff(attempt, f"writing rows to {uri}", after=KEPT)
     rows = sum(fragment.physical_rows for fragment in written)
     if rows != data.num_rows:
         raise Datas3Error(f"{uri}: {data.num_rows} rows were handed over but {rows} were written; nothing is committed")
@@ -76,29 +106,57 @@ def commit(
     overwrite: bool,
     commit_id: str | None = None,
     retried: bool = False,
+    replaces: str | None = None,
     options: StorageOptions | None = None,
 ) -> int:
     """Make fragments visible in one transaction and return the new version.
 
     ``commit_id`` is kept in the transaction. A commit that may have happened already is ``retried``: it is then looked
-    for in the table's history first and not done twice, since Lance itself would add the rows again.
+    for in the table's history first and not done twice, since Lance itself would add the rows again. Rows that match
+    the SQL predicate ``replaces`` leave in the same transaction.
     """
     import lance
 
-    dataset = open_dataset(uri, options=options)
-    if retried and commit_id is not None and dataset is not None and has_commit(dataset, commit_id):
-        return int(dataset.version)
     parsed = [lance.FragmentMetadata.from_json(text) for text in fragments]
-    if dataset is None or overwrite:
-        operation: Any = lance.LanceOperation.Overwrite(schema, parsed)
-    else:
-        operation = lance.LanceOperation.Append(parsed)
-    transaction = lance.Transaction(
-        read_version=dataset.version if dataset is not None else 0,
-        operation=operation,
-        transaction_properties={COMMIT_ID: commit_id} if commit_id else {},
+    looked_for = retried
+
+    def attempt() -> int:
+        nonlocal looked_for
+        dataset = open_dataset(uri, options=options)
+        if looked_for and commit_id is not None and dataset is not None and has_commit(dataset, commit_id):
+            return int(dataset.version)
+        looked_for = True  # an attempt that failed without an answer may have succeeded
+        if dataset is None or overwrite:
+            operation: Any = lance.LanceOperation.Overwrite(schema, parsed)
+        elif replaces is not None:
+            operation = _replacement(dataset, parsed, replaces)
+        else:
+            operation = lance.LanceOperation.Append(parsed)
+        transaction = lance.Transaction(
+            read_version=dataset.version if dataset is not None else 0,
+            operation=operation,
+            transaction_properties={COMMIT_ID: commit_id} if commit_id else {},
+        )
+        return int(lance.LanceDataset.commit(uri, transaction, storage_options=options).version)
+
+    return with_backoff(attempt, f"the commit to {uri}", after=KEPT)
+
+
+def _replacement(dataset: Any, fragments: list[Any], where: str) -> Any:
+    """The operation that takes out the rows that match and brings the new fragments in."""
+    import lance
+
+    removed, updated = [], []
+    for fragment in dataset.get_fragments():
+        if fragment.count_rows(where):
+            left = fragment.delete(where)
+            if left is None:
+                removed.append(fragment.fragment_id)
+            else:
+                updated.append(left)
+    return lance.LanceOperation.Update(
+        removed_fragment_ids=removed, updated_fragments=updated, new_fragments=fragments, fields_modified=[]
     )
-    return int(lance.LanceDataset.commit(uri, transaction, storage_options=options).version)
 
 
 def has_commit(dataset: Any, commit_id: str) -> bool:

@@ -31,6 +31,32 @@ class Table:
         return int(self.dataset.version)
 
     @property
+    def content_version(self) -> int:
+        """The newest version in which a row or a value changed: what came after only moved rows or added columns.
+
+        So an index, a compaction or another vector column makes no step stale that does not read it. Where a version
+        between has been pruned, the one after it counts as a change.
+        """
+        import lance
+
+        operations = lance.LanceOperation
+        same = (operations.Rewrite, operations.CreateIndex, operations.UpdateConfig, operations.Merge)
+        version, rewritten = self.version, False
+        while version > 1:
+            try:
+                transaction = self.dataset.read_transaction(version)
+            except Exception:  # the engine has no one kind of error for a transaction that was pruned
+                break
+            operation = transaction.operation if transaction is not None else None
+            # A compaction first reserves ids for its fragments, an operation that has no class of its own.
+            reserved = rewritten and type(operation) is operations.BaseOperation
+            if not isinstance(operation, same) and not reserved:
+                break
+            rewritten = isinstance(operation, operations.Rewrite)
+            version -= 1
+        return version
+
+    @property
     def schema(self) -> pa.Schema:
         """The Arrow schema, with the kind, lineage and encoders in its metadata."""
         return self.dataset.schema

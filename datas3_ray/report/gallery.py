@@ -17,6 +17,8 @@ import pyarrow as pa
 
 from datas3_ray.lake import Table
 from datas3_ray.report.formats import shorten
+from datas3_ray.sources.base import SampleError
+from datas3_ray.sources.fetch import fetch_images
 
 EDGE = 112
 """Longest side of a thumbnail, in pixels."""
@@ -25,6 +27,9 @@ BATCH_BYTES = 32 << 20
 """Encoded bytes held at a time."""
 MAX_IMAGE_BYTES = 64 << 20
 IDS_PER_READ = 500
+_PLACES = pa.schema(
+    [("uri", pa.string()), ("offset", pa.int64()), ("length", pa.int64()), ("image", pa.large_binary())]
+)
 
 
 @dataclass(frozen=True)
@@ -133,10 +138,18 @@ def _encoded(table: Table, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[st
     stored = "image" in table.schema.names and _is_binary(table.schema.field("image").type)
     for batch in _batches(rows):
         kept = _stored_bytes(table, batch) if stored else {}
-        ranged = _ranges([row for row in batch if kept.get(row["id"]) is None])
-        for row in batch:
-            data = kept.get(row["id"])
-            yield (row, data, "") if data is not None else (row, *ranged[row["id"]])
+        places = pa.Table.from_pylist([{**row, "image": kept.get(row["id"])} for row in batch], _PLACES)
+        for row, data in zip(batch, fetch_images(places, max_bytes=MAX_IMAGE_BYTES), strict=True):
+            yield (row, data, "") if isinstance(data, bytes) else (row, None, _reason(row, data))
+
+
+def _reason(row: dict[str, Any], error: SampleError) -> str:
+    if not row.get("uri"):
+        return "added as vectors: no picture"
+    if error.reason == "too_large":
+        length = row.get("length")
+        return f"{length / 2**20:.0f} MiB is too large for a thumbnail" if length else "too large for a thumbnail"
+    return shorten(f"cannot be shown: {error.message}", 200)
 
 
 def _batches(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
@@ -161,57 +174,6 @@ def _stored_bytes(table: Table, batch: list[dict[str, Any]]) -> dict[str, bytes 
     return {row["id"]: row["image"] for row in found}
 
 
-def _ranges(batch: list[dict[str, Any]]) -> dict[str, tuple[bytes | None, str]]:
-    """Bytes of each row by range, one open file system for each kind of uri and requests sent together."""
-    from fsspec.core import url_to_fs
-
-    out: dict[str, tuple[bytes | None, str]] = {}
-    groups: dict[int, tuple[Any, list[tuple[dict[str, Any], str]]]] = {}
-    for row in batch:
-        length = row.get("length")
-        if not row.get("uri"):
-            out[row["id"]] = None, "added as vectors: no picture"
-        elif length is not None and length > MAX_IMAGE_BYTES:
-            out[row["id"]] = None, f"{length / 2**20:.0f} MiB is too large for a thumbnail"
-        else:
-            try:
-                system, path = url_to_fs(row["uri"])
-            except Exception as error:
-                out[row["id"]] = None, f"cannot be opened: {_message(error)}"
-                continue
-            groups.setdefault(id(system), (system, []))[1].append((row, path))
-    for system, members in groups.values():
-        out.update(_read(system, members))
-    return out
-
-
-def _read(system: Any, members: list[tuple[dict[str, Any], str]]) -> dict[str, tuple[bytes | None, str]]:
-    members = sorted(members, key=lambda member: (member[1], member[0].get("offset") or 0))
-    starts = [row.get("offset") or 0 for row, _ in members]
-    ends = [
-        start + (row["length"] if row.get("length") is not None else MAX_IMAGE_BYTES)
-        for start, (row, _) in zip(starts, members, strict=True)
-    ]
-    try:
-        contents = system.cat_ranges([path for _, path in members], starts, ends, on_error="return")
-    except Exception as error:
-        contents = [error] * len(members)
-    out: dict[str, tuple[bytes | None, str]] = {}
-    for (row, _), data in zip(members, contents, strict=True):
-        wanted = row.get("length")
-        if isinstance(data, BaseException):
-            out[row["id"]] = None, f"cannot be read: {_message(data)}"
-        elif wanted is not None and len(data) < wanted:
-            out[row["id"]] = None, f"cannot be read: {len(data):,} of {wanted:,} bytes are there"
-        else:
-            out[row["id"]] = bytes(data), ""
-    return out
-
-
 def _message(error: BaseException) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "the file is not there"
-    if isinstance(error, PermissionError):
-        return "no permission"
     text = str(error).strip()
     return shorten(text.splitlines()[0] if text else type(error).__name__, 120)

@@ -17,7 +17,7 @@ from datas3_ray.lake.aligned import write_aligned
 from datas3_ray.lake.cut import apply_cut, find_cut
 from datas3_ray.lake.lake import check_name
 from datas3_ray.lake.schemas import fingerprint
-from datas3_ray.lake.splits import held_out_ids, split_versions
+from datas3_ray.lake.splits import held_out_ids, split_versions, splits_of
 from datas3_ray.lake.view import Counts, Mapped, View
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Inputs:
         """Changes when the eligible rows may have changed."""
         return fingerprint(
             {
-                "table": [self.table.name, self.table.version],
+                "table": [self.table.name, self.table.content_version],
                 "within": self.within.fingerprint if self.within else None,
                 "held_out": split_versions(self.lake, self.table.name),
             }
@@ -140,8 +140,7 @@ class Selector(BaseModel):
             For unknown tables and columns, differing dimensions, a missing query, or a name that is taken.
         """
         started = time.perf_counter()
-        pool, parent, asked, identity = self._prepare(lake, table, within, query)
-        mark = fingerprint(identity)
+        pool, parent, asked, identity, mark = self._prepare(lake, table, within, query)
         name = name or f"{table}-{self.method}-{mark[:8]}"
         check_name(name)
         if lake.exists(name):
@@ -169,19 +168,19 @@ class Selector(BaseModel):
         needed = [table, name, *(n for n in (within, query) if isinstance(n, str))]
         if not all(lake.exists(wanted) for wanted in needed):
             return False
-        return lake.table(name).lineage().get("fingerprint") == fingerprint(
-            self._prepare(lake, table, within, query)[3]
-        )
+        return lake.table(name).lineage().get("fingerprint") == self._prepare(lake, table, within, query)[4]
 
     def _prepare(
         self, lake: Lake, table: str, within: str | Selection | None, query: str | None
-    ) -> tuple[Table, Selection | None, Table | None, dict[str, Any]]:
-        """The tables that are read, checked, and the identity of what would be made from them."""
+    ) -> tuple[Table, Selection | None, Table | None, dict[str, Any], str]:
+        """The tables that are read, checked; the identity of what would be made from them, and its fingerprint."""
         pool = lake.image_table(table)
         parent = self._parent(lake, table, within)
         asked = self._query(lake, query)
         self.check(lake, pool, asked)
-        return pool, parent, asked, self._identity(lake, pool, parent, asked)
+        identity = self._identity(pool, parent, asked)
+        inputs, contents = _inputs(lake, pool, parent, asked)
+        return pool, parent, asked, {**identity, "inputs": inputs}, fingerprint({**identity, "inputs": contents})
 
     def _parent(self, lake: Lake, table: str, within: str | Selection | None) -> Selection | None:
         if within is None:
@@ -199,12 +198,7 @@ class Selector(BaseModel):
             raise UsageError(f"{self.method} looks at no query; leave out query='{query}'.")
         return lake.image_table(query) if query is not None else None
 
-    def _identity(self, lake: Lake, pool: Table, parent: Selection | None, query: Table | None) -> dict[str, Any]:
-        inputs = {pool.name: pool.version, **split_versions(lake, pool.name)}
-        if query is not None:
-            inputs[query.name] = query.version
-        if parent is not None:
-            inputs[parent.name] = parent.table.version
+    def _identity(self, pool: Table, parent: Selection | None, query: Table | None) -> dict[str, Any]:
         return {
             "method": self.method,
             "parameters": self.model_dump(mode="json"),
@@ -212,8 +206,17 @@ class Selector(BaseModel):
             "within": parent.name if parent else None,
             "parent_fingerprint": parent.fingerprint if parent else None,
             "query": query.name if query is not None else None,
-            "inputs": inputs,
         }
+
+
+def _inputs(
+    lake: Lake, pool: Table, parent: Selection | None, query: Table | None
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Every table that is read: its version, and the version in which its rows last changed."""
+    tables = [pool, *splits_of(lake, pool.name)]
+    tables += [query] if query is not None else []
+    tables += [parent.table] if parent is not None else []
+    return {table.name: table.version for table in tables}, {table.name: table.content_version for table in tables}
 
 
 def _save(lake: Lake, name: str, view: View, outcome: Outcome, identity: dict[str, Any], started: float) -> Selection:

@@ -7,7 +7,18 @@
 
 from __future__ import annotations
 
-from datas3_ray.sources.base import REASONS, Reject, Sample, SampleError, Shard, Source, parse_source
+from datas3_ray.sources.base import (
+    REASONS,
+    FileSource,
+    Item,
+    Reject,
+    Sample,
+    SampleError,
+    Shard,
+    Source,
+    VectorSource,
+    parse_source,
+)
 from datas3_ray.sources.columns import Columns
 from datas3_ray.sources.decode import DecodedImage, ImageError, decode_image
 
@@ -15,12 +26,15 @@ __all__ = [
     "REASONS",
     "Columns",
     "DecodedImage",
+    "FileSource",
     "ImageError",
+    "Item",
     "Reject",
     "Sample",
     "SampleError",
     "Shard",
     "Source",
+    "VectorSource",
     "decode_image",
     "parse_source",
 ]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import pyarrow as pa
 
 from datas3_ray.errors import UsageError, did_you_mean
 
@@ -15,12 +18,13 @@ if TYPE_CHECKING:
 
 REASONS: dict[str, str] = {
     # the shard
-    "unreadable_shard": "the shard could not be opened or read to its end; the rows before were kept",
+    "unreadable_shard": "the shard could not be opened or read to its end",
     "not_a_tar": "the file is not an uncompressed tar archive",
     "truncated_shard": "the tar is cut off or damaged; the samples before were kept, what follows cannot be found",
-    "empty_shard": "the tar holds no samples",
+    "not_a_table": "the file is not the table it should be, or is cut off or damaged; the rows before were kept",
+    "empty_shard": "the shard holds no samples",
     # the sample
-    "no_image": "a key has members but none of them is a .jpg, .jpeg, .png or .webp",
+    "no_image": "a key has members but none of them is an image",
     "duplicate_key": "the same key came before in this shard",
     "too_large": "a member is bigger than the source's max_bytes and was not read",
     "sparse_member": "a member is stored as a sparse file, whose bytes are not in one piece",
@@ -28,13 +32,19 @@ REASONS: dict[str, str] = {
     "bad_json": "the .json member is not JSON, or not an object",
     "bad_text": "the .txt or .cls member is not UTF-8",
     "bad_value": "a value does not fit the type of the column it was mapped to",
+    "unreadable_file": "the image's own file could not be opened or read",
+    "not_downloaded": "img2dataset did not get the image; its status and message are in the error",
+    "bad_record": "a row of the table, or an annotation, is not what the format says it is",
     # the image
     "not_an_image": "the bytes are no image: a web page, text or garbage",
-    "unsupported_format": "an image format other than JPEG, PNG or WebP",
+    "unsupported_format": "an image format other than JPEG, PNG, WebP, GIF, BMP and TIFF",
     "truncated_image": "the image's data end too early",
     "too_many_pixels": "the header promises more pixels than are decoded, so nothing was",
     "decode_error": "the image could not be decoded",
+    "decode_timeout": "the image was not decoded within decode_seconds",
     # the vector
+    "no_id": "a row of ready vectors has no id",
+    "duplicate_id": "a row of ready vectors has the id of one before it",
     "nan_vector": "an encoder gave a vector with NaN or infinite values",
 }
 """Every reason a row can be in quarantine for, each with one line of explanation."""
@@ -53,20 +63,42 @@ class SampleError(Exception):
 
 
 @dataclass(frozen=True)
+class Item:
+    """One file of a source that is a list of files: the unit that is ingested once.
+
+    ``id`` is the row's id, ``fingerprint`` changes when the file's content does, and ``members`` is the JSON text of
+    what is known of the image besides its bytes (the same keys as :class:`Sample` has, and ``extra``).
+    """
+
+    id: str
+    uri: str
+    size: int
+    fingerprint: str
+    members: str = "{}"
+
+
+@dataclass(frozen=True)
 class Shard:
-    """One unit of reading; ``fingerprint`` changes when its content does, ids are ``f"{prefix}/{key}"``."""
+    """One unit of reading: a file that holds many samples, or a list of files (``items``).
+
+    ``fingerprint`` changes when its content does; ids are ``f"{prefix}/{key}"``. The rows of a shard without items
+    have the shard's ``uri`` as theirs.
+    """
 
     uri: str
     size: int
     fingerprint: str
     prefix: str
+    items: tuple[Item, ...] = ()
 
 
 @dataclass(frozen=True)
 class Sample:
     """One image with what came beside it; its bytes are ``length`` bytes at ``offset`` of ``uri``.
 
-    ``members`` holds what was present of ``{"json": dict, "txt": str, "cls": str}``.
+    ``members`` holds what was present of ``{"json": dict, "txt": str, "cls": str}``; ``json`` is the sample's record
+    whatever the format it came in (a JSON member, a row of a table, an annotation). ``extra`` holds the values of the
+    columns that the source itself adds (``Source.own_fields``), such as boxes.
     """
 
     id: str
@@ -76,6 +108,7 @@ class Sample:
     length: int
     image: bytes
     members: dict[str, Any]
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,10 +126,12 @@ class Source(ABC):
     """Where images come from. Picklable: it travels to the workers, which call ``read`` on a shard each.
 
     Implementations have the class variable ``name`` (the recipe's word for them), the attribute ``columns`` and a
-    class method ``from_spec`` that takes the recipe's mapping.
+    class method ``from_spec`` that takes the recipe's mapping. ``ranged`` says whether an image can be fetched again
+    by its byte range; where it cannot, its bytes are stored in the table unless the recipe says otherwise.
     """
 
     name: ClassVar[str]
+    ranged: ClassVar[bool] = True
     columns: Columns
 
     @classmethod
@@ -116,9 +151,73 @@ class Source(ABC):
     def describe(self) -> str:
         """One line for the plan; reads nothing."""
 
+    def own_fields(self) -> list[pa.Field]:
+        """Columns that the source adds to those of the recipe; their values are in ``Sample.extra``."""
+        return []
+
+
+class FileSource(Source):
+    """A source whose images are files of their own. Files, not groups of them, are what is ingested once.
+
+    So a folder may grow: only the new files are read. ``shards`` groups the files that are asked for.
+    """
+
+    items_per_shard: int
+
+    @abstractmethod
+    def items(self) -> list[Item]:
+        """Every file, sorted by id; a UsageError names what is missing or would have the id of another."""
+
+    def shards(self) -> list[Shard]:
+        """Every file, in groups."""
+        return self.group(self.items())
+
+    def group(self, items: Sequence[Item]) -> list[Shard]:
+        """Shards of at most ``items_per_shard`` files, in the order given."""
+        groups = [items[at : at + self.items_per_shard] for at in range(0, len(items), self.items_per_shard)]
+        return [_as_shard(group) for group in groups]
+
+
+def _as_shard(items: Sequence[Item]) -> Shard:
+    digest = hashlib.blake2b(digest_size=8)
+    for item in items:
+        digest.update(f"{item.id}\0{item.fingerprint}\0".encode())
+    name = f"{items[0].uri}#{len(items)}-{digest.hexdigest()}"
+    return Shard(name, sum(item.size for item in items), digest.hexdigest(), "", tuple(items))
+
+
+class VectorSource(Source):
+    """A source of ready vectors instead of images: whole tables pass through without being taken apart."""
+
+    ranged: ClassVar[bool] = False
+
+    @abstractmethod
+    def vector_fields(self) -> list[pa.Field]:
+        """The vector columns, from the headers of the first shard; a UsageError names what is missing or odd."""
+
+    @abstractmethod
+    def read_rows(self, shard: Shard) -> Iterator[pa.Table | Reject]:
+        """Tables of ``id``, the columns' fields and the vector columns, of bounded size, in the shard's order.
+
+        Vectors may hold NaN and ids may repeat: the ingest sets those rows aside. A Reject stands for a shard, or the
+        rest of one, that cannot be read.
+        """
+
+    def read(self, shard: Shard) -> Iterator[Sample | Reject]:
+        """There are no images here."""
+        raise TypeError(f"{self.name} has vectors, not images")
+
 
 _SOURCES = {
     "webdataset": ("datas3_ray.sources.webdataset", "WebDataset"),
+    "img2dataset": ("datas3_ray.sources.img2dataset", "Img2Dataset"),
+    "folder": ("datas3_ray.sources.folder", "Folder"),
+    "manifest": ("datas3_ray.sources.manifest", "Manifest"),
+    "parquet": ("datas3_ray.sources.parquet", "Parquet"),
+    "hf": ("datas3_ray.sources.hf", "HF"),
+    "coco": ("datas3_ray.sources.coco", "Coco"),
+    "yolo": ("datas3_ray.sources.yolo", "Yolo"),
+    "vectors": ("datas3_ray.sources.vectors", "Vectors"),
 }
 
 

@@ -24,8 +24,12 @@ TYPES: dict[str, pa.DataType] = {
     "float": pa.float64(),
     "bool": pa.bool_(),
     "timestamp": pa.timestamp("us", tz="UTC"),
+    "strings": pa.list_(pa.string()),
+    "ints": pa.list_(pa.int64()),
+    "floats": pa.list_(pa.float64()),
 }
 _FIXED = {"caption": "string", "label": "string", "target": "float"}
+_EMPTIED = ("caption", "label", "meta")
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _INT = re.compile(r"[+-]?[0-9]+")
@@ -42,7 +46,11 @@ class BadValue(SampleError):
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its name, where its value is (``json.a.b``, ``txt``, ``cls``, ``key`` or ``shard``) and its type."""
+    """One column: its name, its type, and where its value is.
+
+    That is a place in the sample's record (``json.a.b`` or ``row.a.b``, which are the same), ``txt``, ``cls``, ``key``
+    or ``shard``.
+    """
 
     name: str
     source: str
@@ -58,7 +66,9 @@ class Columns:
     """The columns of a source; ``Columns.parse`` makes them from a recipe's mapping.
 
     ``caption`` is ``json.caption``, else the ``.txt`` member; ``label`` is ``json.label``, else the ``.cls`` member,
-    unless the mapping says otherwise. What the JSON holds beyond the mapped keys goes to ``meta``.
+    unless the mapping says otherwise. What the record holds beyond the mapped keys goes to ``meta``, without the keys
+    in ``dropped``, which are those that the mapping gives as null. Of ``caption``, ``label`` and ``meta`` themselves,
+    null leaves the column empty.
 
     >>> columns = Columns.parse({"region": "json.where.region", "width_cm": {"from": "json.w", "type": "float"}})
     >>> [field.name for field in columns.fields()]
@@ -69,10 +79,14 @@ class Columns:
     """
 
     mapped: tuple[Column, ...] = ()
+    dropped: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, mapping: Mapping[str, Any] | Columns | None) -> Columns:
-        """The columns of a recipe's mapping ``{name: source}`` or ``{name: {from: source, type: type}}``.
+        """The columns of a recipe's mapping: ``{name: source}``, ``{name: {from: source, type: type}}``, or null.
+
+        >>> Columns.parse({"site": "row.where.site", "email": None})
+        Columns(mapped=(Column(name='site', source='row.where.site', type='string'),), dropped=('email',))
 
         Raises UsageError for a reserved or malformed name, an unknown source or type, or two names that differ only
         in case.
@@ -84,12 +98,16 @@ class Columns:
         if not isinstance(mapping, Mapping):
             raise UsageError(f"columns: expected a mapping such as {{label: json.label}}, got {mapping!r}.")
         columns: dict[str, Column] = {}
+        dropped = []
         for name, entry in mapping.items():
+            if entry is None:
+                dropped.append(_parse_dropped(name))
+                continue
             column = _parse_column(name, entry)
             twin = columns.setdefault(column.name.lower(), column)
             if twin is not column:
                 raise UsageError(f"columns: {twin.name!r} and {column.name!r} differ only in case; rename one.")
-        return cls(tuple(columns.values()))
+        return cls(tuple(columns.values()), tuple(dropped))
 
     def fields_by_name(self) -> dict[str, pa.Field]:
         """The Arrow fields under their names, in table order."""
@@ -111,16 +129,25 @@ class Columns:
         for column in self.mapped:
             values[column.name] = _convert(column, _lookup(sample, column.source))
             given.add(column.name)
-        used = [column.source for column in self.mapped]
+        used = [path for column in self.mapped if (path := _path(column.source))]
+        used += [name.split(".") for name in self.dropped]
         for name, member in (("caption", "txt"), ("label", "cls")):
-            if name not in given:
-                used.append(f"json.{name}")
+            if name not in given and name not in self.dropped:
+                used.append([name])
                 column = Column(name, f"json.{name}")
                 values[name] = _convert(column, _lookup(sample, column.source))
                 if values[name] is None:
                     values[name] = _convert(column, _lookup(sample, member))
-        values["meta"] = _meta(sample.members.get("json"), used)
+        values["meta"] = None if "meta" in self.dropped else _meta(sample.members.get("json"), used)
         return values
+
+
+def _parse_dropped(name: Any) -> str:
+    if not isinstance(name, str) or not all(name.split(".")):
+        raise UsageError(f"columns: {name!r}: null drops a key of the record, such as {{email: null}}; this is no key.")
+    if name.lower() in _EMPTIED and name not in _EMPTIED:
+        raise UsageError(f"columns: write {name.lower()!r} instead of {name!r}.")
+    return name
 
 
 def _parse_column(name: Any, entry: Any) -> Column:
@@ -152,24 +179,29 @@ def _parse_column(name: Any, entry: Any) -> Column:
 
 
 def _parse_place(name: str, source: Any) -> str:
-    places = ("json.KEY", "txt", "cls", "key", "shard")
-    parts = source.split(".") if isinstance(source, str) else []
-    if source in ("txt", "cls", "key", "shard") or (len(parts) > 1 and parts[0] == "json" and all(parts[1:])):
-        return str(source)
+    places = ("json.KEY", "row.KEY", "txt", "cls", "key", "shard")
+    if isinstance(source, str) and (source in ("txt", "cls", "key", "shard") or all(_path(source) or [""])):
+        return source
     hint = did_you_mean(str(source), places)
     raise UsageError(f"columns: {name}: unknown source {source!r}; it is one of {', '.join(places)}.{hint}")
+
+
+def _path(source: str) -> list[str]:
+    """The keys that lead to a place in the record; none for a place elsewhere."""
+    root, *keys = source.split(".")
+    return keys if root in ("json", "row") else []
 
 
 def _lookup(sample: Sample, source: str) -> Any:
     if source == "key":
         return sample.key
     if source == "shard":
-        return sample.id[: -len(sample.key) - 1]
+        return sample.id[: -len(sample.key) - 1] or None
     if source in ("txt", "cls"):
         text = sample.members.get(source)
         return (text.strip() or None) if text is not None else None
     value: Any = sample.members.get("json")
-    for part in source.split(".")[1:]:
+    for part in _path(source):
         if not isinstance(value, dict):
             return None
         value = value.get(part)
@@ -243,23 +275,34 @@ def _timestamp(value: Any) -> datetime:
         raise ValueError("is beyond the year 9999; times are in seconds since 1970") from None
 
 
+def _list_of(convert: Callable[[Any], Any]) -> Callable[[Any], list[Any]]:
+    def convert_all(values: Any) -> list[Any]:
+        if not isinstance(values, list):
+            raise ValueError("is not a list")
+        return [None if value is None else convert(value) for value in values]
+
+    return convert_all
+
+
 _CONVERT: dict[str, Callable[[Any], Any]] = {
     "string": _string,
     "int": _int,
     "float": _float,
     "bool": _bool,
     "timestamp": _timestamp,
+    "strings": _list_of(_string),
+    "ints": _list_of(_int),
+    "floats": _list_of(_float),
 }
 
 
-def _meta(document: dict[str, Any] | None, used: list[str]) -> str | None:
-    """The JSON object without the values that columns took, compact and with sorted keys; None when nothing is left."""
+def _meta(document: dict[str, Any] | None, used: list[list[str]]) -> str | None:
+    """The record without the values at the paths in ``used``, compact and with sorted keys; None for an empty one."""
     if not document:
         return None
     rest = document
-    for source in used:
-        if source.startswith("json."):
-            rest = _without(rest, source.split(".")[1:])
+    for path in used:
+        rest = _without(rest, path)
     return _clean(_json(rest)) if rest else None
 
 

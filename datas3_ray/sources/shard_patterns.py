@@ -6,16 +6,17 @@ import glob
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from datas3_ray.errors import UsageError
+from datas3_ray.sources.remote import Options, filesystem, in_words, is_remote, local_path, persistently
 
 MOST = 1_000_000  # paths that one brace pattern may stand for
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
-_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*(?:::[a-zA-Z0-9+.-]+)*)://")
 _TAGS = ("ETag", "etag", "md5Hash", "content_md5", "checksum", "LastModified", "last_modified", "mtime", "created")
 _LIST_FROM = 16  # shards of one remote folder from which its listing is cheaper than asking for each
 
@@ -28,23 +29,20 @@ class File(NamedTuple):
     fingerprint: str
 
 
-def find_files(patterns: Iterable[str]) -> list[File]:
-    """The files that the patterns name, once each and sorted by uri.
+def find_files(patterns: Iterable[str], storage_options: Options = None, what: str = "webdataset") -> list[File]:
+    """The files that the patterns name, once each and sorted by uri; errors begin with ``what`` they are for.
 
     A pattern is a local path or an fsspec URI, with ``~``, braces (``{000..099}``, ``{a,b}``) and globs (``*``, ``?``,
     ``[..]``, ``**``). Raises UsageError where a pattern names nothing, or one of the files it spells out is missing.
     """
     found: dict[str, File] = {}
     for pattern in patterns:
-        files = _find_remote(pattern) if is_remote(pattern) else _find_local(pattern)
+        try:
+            files = _find_remote(pattern, storage_options) if is_remote(pattern) else _find_local(pattern)
+        except UsageError as error:
+            raise UsageError(f"{what}: {error}") from None
         found.update((file.uri, file) for file in files)
     return [found[uri] for uri in sorted(found)]
-
-
-def is_remote(pattern: str) -> bool:
-    """Whether a path is fsspec's to open; ``file://`` is as local as a plain path."""
-    scheme = _SCHEME.match(pattern)
-    return scheme is not None and scheme[1] not in ("file", "local")
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -56,7 +54,7 @@ def expand_braces(pattern: str) -> list[str]:
     found: dict[str, None] = {}
     for count, text in enumerate(_expand(pattern, pattern)):
         if count >= MOST:
-            raise UsageError(f"webdataset: {pattern!r} stands for more than {MOST:,} paths; use a glob such as *.tar.")
+            raise UsageError(f"{pattern!r} stands for more than {MOST:,} paths; use a glob such as *.tar.")
         found[text] = None
     return list(found)
 
@@ -75,16 +73,15 @@ def _words(inside: str, pattern: str) -> Iterable[str]:
     if span:
         first, last = int(span[1]), int(span[2])
         if last < first:
-            raise UsageError(f"webdataset: {pattern!r}: {{{inside}}} runs backwards; write {{{span[2]}..{span[1]}}}.")
+            raise UsageError(f"{pattern!r}: {{{inside}}} runs backwards; write {{{span[2]}..{span[1]}}}.")
         return (str(number).zfill(len(span[1])) for number in range(first, last + 1))
     if "," in inside:
         return inside.split(",")
-    raise UsageError(f"webdataset: {pattern!r}: {{{inside}}} is neither a range {{000..099}} nor a list {{a,b}}.")
+    raise UsageError(f"{pattern!r}: {{{inside}}} is neither a range {{000..099}} nor a list {{a,b}}.")
 
 
 def _find_local(pattern: str) -> list[File]:
-    scheme = _SCHEME.match(pattern)
-    path = os.path.abspath(os.path.expanduser(pattern[scheme.end() :] if scheme else pattern))
+    path = os.path.abspath(os.path.expanduser(local_path(pattern)))
     if os.path.isfile(path):  # a name that only looks like a pattern
         return [_local_file(path)]
     files, missing = [], []
@@ -94,7 +91,7 @@ def _find_local(pattern: str) -> list[File]:
         elif os.path.isfile(name):
             files.append(_local_file(name))
         elif os.path.isdir(name):
-            raise _is_folder(pattern)
+            raise _is_folder(pattern, os.listdir(name))
         else:
             missing.append(name)
     _check(pattern, files, missing, _local_folder(path))
@@ -104,7 +101,7 @@ def _find_local(pattern: str) -> list[File]:
 def _local_file(path: str) -> File:
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
-        raise UsageError(f"webdataset: {path!r} is not a regular file.")
+        raise UsageError(f"{path!r} is not a regular file.")
     return File(path, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
 
 
@@ -118,42 +115,56 @@ def _local_folder(path: str) -> str:
         while not os.path.isdir(there):
             there = os.path.dirname(there)
         return f"the folder {folder!r} does not exist ({there!r} does)"
-    names = sorted(os.listdir(folder))
-    tars = [name for name in names if name.endswith(".tar")]
-    if tars:
-        return f"the folder {folder!r} exists and holds {len(tars)} .tar files, such as {tars[0]!r}"
-    other = f", but {names[0]!r}" if names else ": it is empty"
-    return f"the folder {folder!r} exists and holds no .tar file{other}"
+    return f"the folder {folder!r} exists and {_holds(os.listdir(folder))}"
 
 
-def _is_folder(pattern: str) -> UsageError:
-    shards = pattern.rstrip("/") + "/*.tar"
-    return UsageError(f"webdataset: {pattern!r} is a folder; write {shards!r} for the shards in it.")
+def _holds(names: list[str]) -> str:
+    """What is in a folder, in a few words."""
+    kind = _kind(names)
+    if not kind:
+        return f"holds {min(names)!r}" if names else "is empty"
+    files = sorted(name for name in names if name.lower().endswith(kind))
+    return f"holds {len(files)} {kind} file{'s' if len(files) > 1 else ''}, such as {files[0]!r}"
 
 
-def _find_remote(pattern: str) -> list[File]:
-    import fsspec
+def _kind(names: Iterable[str]) -> str:
+    """The extension that most of the names have, with its dot; empty when none has one."""
+    kinds = Counter(PurePosixPath(name).suffix.lower() for name in names)
+    del kinds[""]
+    return min(kinds, key=lambda kind: (-kinds[kind], kind), default="")
 
+
+def _is_folder(pattern: str, names: Iterable[str]) -> UsageError:
+    inside = f"{pattern.rstrip('/')}/*{_kind(names)}"
+    return UsageError(f"{pattern!r} is a folder; write {inside!r} for the files in it.")
+
+
+def _find_remote(pattern: str, storage_options: Options) -> list[File]:
     names = expand_braces(pattern)
+    fs, _ = filesystem(names[0], storage_options)
+    fs.invalidate_cache()  # what was listed before in this process may have grown
     try:
-        fs, _ = fsspec.core.url_to_fs(names[0])
-    except (ImportError, ValueError) as error:
-        raise UsageError(f"webdataset: {pattern!r} cannot be opened: {error}.") from None
-    paths = [str(fs._strip_protocol(name)) for name in names]
-    try:
-        # What exists by its name is a name: the ? of a URL's query is no glob.
-        globs = [path for path in paths if glob.has_magic(path) and _info(fs, path) is None]
-        plain = [path for path in paths if path not in globs]
-        known = _listings(fs, plain)
-        infos = [known.get(path) or _info(fs, path) for path in plain]
-        for path in globs:
-            infos += fs.glob(path, detail=True).values()
+        return persistently(lambda: _list_remote(fs, pattern, names))
+    except UsageError:
+        raise
     except Exception as error:  # every object store raises its own kinds
-        raise UsageError(f"webdataset: {pattern!r} cannot be listed: {type(error).__name__}: {error}.") from error
+        raise UsageError(f"{pattern!r} cannot be listed: {in_words(error, storage_options)}.") from None
+
+
+def _list_remote(fs: Any, pattern: str, names: list[str]) -> list[File]:
+    paths = [str(fs._strip_protocol(name)) for name in names]
+    # What exists by its name is a name: the ? of a URL's query is no glob.
+    globs = {path for path in paths if glob.has_magic(path) and _info(fs, path) is None}
+    plain = [path for path in paths if path not in globs]
+    known = _listings(fs, plain)
+    infos = [known.get(path) or _info(fs, path) for path in plain]
+    for path in sorted(globs):
+        infos += fs.glob(path, detail=True).values()
     missing = [path for path, info in zip(plain, infos, strict=False) if info is None]
-    if any(info is not None and info["type"] == "directory" for info in infos[: len(plain)]):
-        raise _is_folder(pattern)
-    files = [_remote_file(fs, info) for info in infos if info is not None and info["type"] != "directory"]
+    for path, info in zip(plain, infos, strict=False):
+        if info is not None and info["type"] == "directory":
+            raise _is_folder(pattern, fs.ls(path, detail=False))
+    files = [remote_file(fs, info) for info in infos if info is not None and info["type"] != "directory"]
     parent = str(PurePosixPath(paths[0]).parent)
     exists = not glob.has_magic(parent) and _info(fs, parent) is not None
     _check(pattern, files, missing, f"the folder {parent!r} {'exists' if exists else 'was not found'}")
@@ -184,7 +195,8 @@ def _info(fs: Any, path: str) -> dict[str, Any] | None:
     return info
 
 
-def _remote_file(fs: Any, info: dict[str, Any]) -> File:
+def remote_file(fs: Any, info: dict[str, Any]) -> File:
+    """The file of an entry that a file system lists."""
     tag = next((str(info[key]) for key in _TAGS if info.get(key)), "")
     size = int(info.get("size") or 0)
     return File(str(fs.unstrip_protocol(info["name"])), size, f"{size}-{tag}".rstrip("-"))
@@ -193,7 +205,7 @@ def _remote_file(fs: Any, info: dict[str, Any]) -> File:
 def _check(pattern: str, files: list[File], missing: list[str], folder: str) -> None:
     if missing:
         which = repr(missing[0]) if len(missing) == 1 else f"{missing[0]!r} and {len(missing) - 1} more"
-        count = f"{len(missing)} of {len(missing) + len(files)} shards are missing" if files else "no such file"
-        raise UsageError(f"webdataset: {pattern!r}: {count}: {which}; {folder}; correct the path or the range.")
+        count = f"{len(missing)} of {len(missing) + len(files)} files are missing" if files else "no such file"
+        raise UsageError(f"{pattern!r}: {count}: {which}; {folder}; correct the path or the range.")
     if not files:
-        raise UsageError(f"webdataset: {pattern!r} matches no file; {folder}; correct the pattern.")
+        raise UsageError(f"{pattern!r} matches no file; {folder}; correct the pattern.")

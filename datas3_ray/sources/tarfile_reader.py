@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
 
+from datas3_ray.sources.gunzip import GzipError
+
 RECORD = 512
 _BLOCK = 4 << 20  # bytes asked of the file at a time
 _SEEK = 1 << 20  # skip by seeking beyond this, by reading below it
@@ -33,7 +35,8 @@ class Member(NamedTuple):
 class TarError(Exception):
     """The archive breaks off at ``offset``, inside the member ``name`` where that is known.
 
-    ``reason`` is one of empty_shard (no bytes at all), not_a_tar, truncated_shard, unreadable_shard.
+    ``reason`` is one of empty_shard (no bytes at all), not_a_tar, truncated_shard, unreadable_shard. ``ended`` where
+    the end mark came before: a compressed archive can be damaged behind it, and every member is complete.
     """
 
     def __init__(self, reason: str, offset: int, message: str, name: str = "") -> None:
@@ -41,6 +44,7 @@ class TarError(Exception):
         self.reason = reason
         self.offset = offset
         self.name = name
+        self.ended = False
 
 
 def read_tar(file: IO[bytes], wanted: Callable[[str, int], bool] = lambda name, size: True) -> Iterator[Member]:
@@ -62,7 +66,11 @@ def read_tar(file: IO[bytes], wanted: Callable[[str, int], bool] = lambda name, 
     begun = ended = False
     while True:
         at = stream.position
-        header = stream.header()
+        try:
+            header = stream.header()
+        except TarError as error:
+            error.ended = ended
+            raise
         if len(header) < RECORD:
             if ended:
                 return
@@ -220,7 +228,8 @@ def _damaged(header: bytes, at: int, begun: bool) -> TarError:
 def _looks_like(header: bytes) -> str:
     for magic, packer in _PACKED.items():
         if header.startswith(magic):
-            return f"the file is compressed with {packer}; unpack it, because images are fetched by byte range"
+            how = "end its name with .tar.gz, or unpack it" if packer == "gzip" else "unpack it"
+            return f"the file is compressed with {packer}; {how}, because images are fetched by byte range"
     return f"the file begins with {header[:16]!r}, which is no tar header"
 
 
@@ -232,6 +241,7 @@ class _Stream:
         self._block = b""
         self._at = 0  # of the block
         self._start = 0  # of the block in the file
+        self._name = ""  # the member being read, where one is
 
     @property
     def position(self) -> int:
@@ -239,6 +249,7 @@ class _Stream:
 
     def take(self, size: int, name: str) -> bytes:
         """The next ``size`` bytes, which belong to the member ``name``."""
+        self._name = name
         end = self._at + size
         if end <= len(self._block):
             piece = self._block[self._at : end]
@@ -256,6 +267,7 @@ class _Stream:
 
     def header(self) -> bytes:
         """The next record, or what is left of the file: fewer than 512 bytes only at its end."""
+        self._name = ""
         if len(self._block) - self._at >= RECORD:
             return self.take(RECORD, "")
         at, rest = self.position, self._block[self._at :]
@@ -266,6 +278,7 @@ class _Stream:
 
     def skip(self, size: int, name: str) -> None:
         """Move on by ``size`` bytes, which belong to the member ``name`` and have to be there."""
+        self._name = name
         begun, ahead = self.position, len(self._block) - self._at
         if size <= ahead:
             self._at += size
@@ -294,9 +307,13 @@ class _Stream:
     def _call(self, method: Callable[..., Any], *arguments: int) -> Any:
         try:
             return method(*arguments)
+        except GzipError as error:
+            raise TarError(
+                "truncated_shard" if error.begun else "not_a_tar", self._start, str(error), self._name
+            ) from None
         except Exception as error:  # object stores raise their own kinds, not only OSError
             message = f"{type(error).__name__}: {error}"
-            raise TarError("unreadable_shard", self._start, message) from error
+            raise TarError("unreadable_shard", self._start, message, self._name) from error
 
 
 def _ends_inside(name: str, begun: int, missing: int) -> TarError:

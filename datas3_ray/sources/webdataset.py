@@ -4,55 +4,48 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import IO, Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
 
 from datas3_ray.errors import UsageError, checked
 from datas3_ray.sources.base import Reject, Sample, SampleError, Shard, Source
-from datas3_ray.sources.columns import Columns
-from datas3_ray.sources.shard_patterns import find_files, is_remote
+from datas3_ray.sources.storage import IMAGES, Files, Patterns, find_files, in_words, is_remote
+from datas3_ray.sources.tar_files import GZIPPED, name_of, open_tar, without_query
 from datas3_ray.sources.tarfile_reader import Member, TarError, read_tar
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
 MEMBERS = ("json", "txt", "cls")
-_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+_PACKED = (".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst", ".tar.lz4")
 _SHOWN = 60  # characters of a wrong member that an error quotes
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-_Pattern = Annotated[str, Field(min_length=1)]
-
-
-class WebDataset(BaseModel, Source):
+class WebDataset(Files, Source):
     """Shards named by patterns; see ``find_files`` for what a pattern can be.
 
-    ``id_prefix`` is put before every id, ``id_folders`` says how many folders above the shard its ids begin with, and
-    members bigger than ``max_bytes`` are rejected unread. Object stores take their settings from the environment
-    (``AWS_*``, ``FSSPEC_*``), never from a recipe.
+    ``id_folders`` says how many folders above the shard its ids begin with, and members bigger than ``max_bytes`` are
+    rejected unread. Shards may be compressed with gzip; the offsets of their images are then those in the
+    uncompressed tar, which can only be read from its beginning.
 
     >>> WebDataset(webdataset="shards/{000..009}.tar").describe()
     'webdataset shards/{000..009}.tar; columns caption, label, meta'
     """
 
     name: ClassVar[str] = "webdataset"
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    webdataset: Annotated[tuple[_Pattern, ...], BeforeValidator(_as_list), Field(min_length=1)]
-    columns: Annotated[Columns, BeforeValidator(Columns.parse)] = Columns()
-    id_prefix: str = ""
+    webdataset: Patterns
     id_folders: Annotated[int, Field(ge=0, le=32)] = 1
-    max_bytes: Annotated[int, Field(ge=1)] = 200_000_000
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> WebDataset:
         """The source of a recipe's mapping ``{webdataset: pattern or patterns, columns: {...}, ...}``."""
         return checked(cls, spec, "source")
+
+    @property
+    def ranged(self) -> bool:  # type: ignore[override]
+        """Whether images can be fetched by byte range: not where a pattern names compressed shards."""
+        return not any(word in pattern.lower() for pattern in self.webdataset for word in (".tgz", ".gz"))
 
     def describe(self) -> str:
         """One line for the plan; reads nothing."""
@@ -61,14 +54,15 @@ class WebDataset(BaseModel, Source):
     def shards(self) -> list[Shard]:
         """Every shard, sorted by uri.
 
-        Raises UsageError for a pattern that names nothing, a compressed archive, and two shards whose ids would clash.
+        Raises UsageError for a pattern that names nothing, an archive compressed with anything but gzip, and two shards
+        whose ids would clash.
         """
         by_prefix: dict[str, Shard] = {}
-        for file in find_files(self.webdataset):
-            if file.uri.lower().endswith(_PACKED):
+        for file in find_files(self.webdataset, self.storage_options):
+            if name_of(file.uri).lower().endswith(_PACKED):
                 raise UsageError(
                     f"webdataset: {file.uri!r} is compressed, and images are fetched from their shards by byte range, "
-                    "which needs an uncompressed tar; unpack it first."
+                    "which needs an uncompressed tar; unpack it first (of compressed ones, .tar.gz and .tgz are read)."
                 )
             shard = Shard(file.uri, file.size, file.fingerprint, self._prefix(file.uri))
             twin = by_prefix.setdefault(shard.prefix, shard)
@@ -87,31 +81,27 @@ class WebDataset(BaseModel, Source):
         be read: that is a Reject with its reason.
         """
         try:
-            file = _open(shard.uri)
+            file = open_tar(shard.uri, self.storage_options)
         except Exception as error:  # object stores raise their own kinds, not only OSError
-            yield Reject(shard.uri, 0, "unreadable_shard", f"{type(error).__name__}: {error}", "")
+            yield Reject(shard.uri, 0, "unreadable_shard", in_words(error, self.storage_options), "")
             return
         with file:
-            yield from _Grouping(shard, self.max_bytes).samples(file)
+            for item in _Grouping(shard, self.max_bytes).samples(file):
+                if isinstance(item, Reject) and item.reason == "unreadable_shard":
+                    item = replace(item, error=self.storage_options.scrub(item.error))
+                yield item
 
     def _prefix(self, uri: str) -> str:
-        if uri.startswith(("http://", "https://")):
-            uri = uri.partition("?")[0]  # a signature in the query is not the same tomorrow
-        path = PurePosixPath(uri.partition("://")[2] if is_remote(uri) else uri)
+        """What the ids of a shard begin with: the last folders of its path, and its name without the extension."""
+        path = PurePosixPath(without_query(uri.partition("://")[2] if is_remote(uri) else uri, uri))
         folders = [part for part in path.parts[:-1] if part != "/"]
         kept = folders[len(folders) - min(self.id_folders, len(folders)) :]
-        stem = path.name.removesuffix(".tar")
-        return "/".join([*filter(None, [self.id_prefix.rstrip("/")]), *kept, stem])
+        return self.id_of("/".join([*kept, _stem(path.name)]))
 
 
-def _open(uri: str) -> IO[bytes]:
-    if not is_remote(uri):
-        return open(uri, "rb", buffering=0)
-    import fsspec
-
-    fs, path = fsspec.core.url_to_fs(uri)
-    file: IO[bytes] = fs.open(path, "rb", block_size=4 << 20)
-    return file
+def _stem(name: str) -> str:
+    ending = next((ending for ending in (*GZIPPED, ".tar") if name.lower().endswith(ending)), "")
+    return name[: len(name) - len(ending)]
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -175,7 +165,7 @@ class _Grouping:
         key = split[0] if split else ""
         message = str(error)
         if group is not None:
-            if key and key != group.key:
+            if error.ended or (key and key != group.key):
                 yield self._finish(group)
             else:
                 key = group.key
@@ -201,7 +191,7 @@ class _Grouping:
         if not image.size:
             raise SampleError("empty_image", f"{image.name!r} has no bytes")
         data = self._data(image)
-        members = {ext: _parse(self._data(group.members[ext]), ext) for ext in MEMBERS if ext in group.members}
+        members = {ext: parse_member(self._data(group.members[ext]), ext) for ext in MEMBERS if ext in group.members}
         sample_id = f"{self._shard.prefix}/{key}"
         return Sample(sample_id, key, self._shard.uri, image.offset, image.size, data, members)
 
@@ -215,7 +205,14 @@ class _Grouping:
         return member.data
 
 
-def _parse(data: bytes, extension: str) -> Any:
+def parse_member(data: bytes, extension: str) -> Any:
+    """What a .json, .txt or .cls member holds: an object, or text.
+
+    Raises SampleError with the reason bad_json or bad_text.
+
+    >>> parse_member(b'{"w": NaN}', "json"), parse_member(b"a cat", "txt")
+    ({'w': None}, 'a cat')
+    """
     if extension != "json":
         try:
             return data.decode("utf-8-sig")

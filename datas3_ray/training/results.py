@@ -38,6 +38,8 @@ class Sweep:
     deployments: Mapping[str, Deployment]
     selections: Mapping[str, Selection]
     test_versions: Mapping[str, int]
+    test_contents: Mapping[str, int]
+    """Of each test table the version in which its rows last changed."""
 
     @property
     def fingerprint(self) -> str:
@@ -48,7 +50,7 @@ class Sweep:
                 "settings": self.config.settings(),
                 "deployments": {
                     name: {
-                        "test": [deployment.test, self.test_versions[deployment.test]],
+                        "test": [deployment.test, self.test_contents[deployment.test]],
                         "query": deployment.query,
                         "selections": {
                             label: [chosen, self.selections[chosen].fingerprint]

@@ -130,6 +130,7 @@ def _open(lake: Lake, config: SweepConfig, name: str, deployments: Mapping[str, 
         deployments=deployments,
         selections={chosen: lake.selection(chosen) for chosen in wanted},
         test_versions={d.test: lake.image_table(d.test).version for d in deployments.values()},
+        test_contents={d.test: lake.image_table(d.test).content_version for d in deployments.values()},
     )
 
 

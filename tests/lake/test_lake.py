@@ -6,6 +6,7 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
+from conftest import vector_rows
 
 from datas3_ray import Lake
 from datas3_ray.errors import UsageError
@@ -111,3 +112,22 @@ def test_null_vectors_and_nulls_inside_vectors_read_as_nan() -> None:
     assert np.isnan(got[2, 1])
     assert matrix(column.slice(2)).shape == (1, 2)
     assert np.isnan(matrix(column.slice(1))[0]).all()
+
+
+def test_what_only_moves_rows_or_adds_columns_is_no_change_of_content(tmp_path) -> None:
+    lake = Lake(tmp_path / "lake")
+    for first in "abc":
+        lake.add("pool", vector_rows([f"{first}{i}" for i in range(4)], np.eye(4)))
+    assert (lake.table("pool").version, lake.table("pool").content_version) == (3, 3)
+    lake.table("pool").dataset.optimize.compact_files()
+    lake.table("pool").dataset.create_scalar_index("id", "BTREE")
+    lake.table("pool").dataset.add_columns(pa.field("dino", pa.float32()))
+    table = lake.table("pool")
+    assert table.version > 5
+    assert table.content_version == 3
+    table.dataset.update({"dino": "1.0"}, where="id = 'a0'")
+    table = lake.table("pool")
+    changed = table.version
+    assert table.content_version == changed
+    table.dataset.delete("id = 'a0'")
+    assert lake.table("pool").content_version == changed + 1

@@ -332,7 +332,8 @@ def test_a_replaced_report_leaves_nothing_behind(full: Lake, tmp_path: Path) -> 
 
 
 def test_a_recipe_step_makes_the_selection_again() -> None:
-    from datas3_ray.steps import SelectStep, parse_step
+    from datas3_ray.step_kinds import parse_step
+    from datas3_ray.steps import SelectStep
 
     yaml = pytest.importorskip("yaml")
     lineage: dict[str, Any] = {

@@ -102,6 +102,10 @@ def test_every_source_of_a_value() -> None:
         ("timestamp", "2024-02-29", datetime(2024, 2, 29, tzinfo=UTC)),
         ("timestamp", 86400, datetime(1970, 1, 2, tzinfo=UTC)),
         ("timestamp", "-86400.5", datetime(1969, 12, 30, 23, 59, 59, 500000, tzinfo=UTC)),
+        ("strings", ["a", 1, None, {"b": 2}], ["a", "1", None, '{"b":2}']),
+        ("ints", [1, "2", 3.0, None], [1, 2, 3, None]),
+        ("floats", [1, "0.5", None], [1.0, 0.5, None]),
+        ("strings", [], []),
         *[(type, None, None) for type in TYPES],
     ],
 )
@@ -129,6 +133,9 @@ def test_values_that_fit(type: str, given_value: Any, expected: Any) -> None:
         ("timestamp", "yesterday", "ISO 8601"),
         ("timestamp", 1_700_000_000_000, "seconds since 1970"),
         ("timestamp", {}, "ISO 8601"),
+        ("strings", "a,b", "is not a list"),
+        ("ints", [1, "two"], "is not a whole number"),
+        ("floats", {"a": 1.0}, "is not a list"),
     ],
 )
 def test_values_that_do_not_fit_name_column_and_value(type: str, given_value: Any, words: str) -> None:
@@ -168,9 +175,74 @@ def test_the_samples_json_is_left_as_it_was() -> None:
     assert document == {"a": {"b": 1, "c": 2}, "label": "x"}
 
 
+def test_row_and_json_are_the_same_place() -> None:
+    document = {"where": {"site": "A", "x": 1}, "w": "2"}
+    for place in ("json", "row"):
+        columns = Columns.parse({"site": f"{place}.where.site", "w": {"from": f"{place}.w", "type": "int"}})
+        row = columns.extract(sample(document))
+        assert row == {"caption": None, "label": None, "site": "A", "w": 2, "meta": '{"where":{"x":1}}'}
+    with pytest.raises(BadValue, match="from row.w"):
+        Columns.parse({"w": {"from": "row.w", "type": "int"}}).extract(sample({"w": "two"}))
+
+
+def test_null_drops_a_key_of_the_record() -> None:
+    columns = Columns.parse({"email": None, "exif.gps": None, "width": None, "_private": None, "gone": None})
+    assert [field.name for field in columns.fields()] == ["caption", "label", "meta"]
+    document = {"email": "a@b", "exif": {"gps": [1, 2], "iso": 100}, "width": 5, "_private": 1, "Email": "kept"}
+    row = columns.extract(sample(document))
+    assert row == {"caption": None, "label": None, "meta": '{"Email":"kept","exif":{"iso":100}}'}
+    assert document["email"] == "a@b"
+
+
+def test_null_of_a_fixed_column_leaves_it_empty() -> None:
+    document = {"caption": "c", "label": "l", "x": 1}
+    given = sample(document, txt="text", cls="3")
+    for name, left in (("caption", '{"x":1}'), ("label", '{"x":1}'), ("meta", None)):
+        columns = Columns.parse({name: None})
+        assert [field.name for field in columns.fields()] == ["caption", "label", "meta"]
+        expected = {"caption": "c", "label": "l", "meta": left, name: None}
+        assert columns.extract(given) == expected
+    everything = Columns.parse({"caption": None, "label": None, "meta": None, "x": "row.x"})
+    assert everything.extract(given) == {"caption": None, "label": None, "x": "1", "meta": None}
+
+
+def test_a_dropped_key_can_still_be_mapped_under_another_name() -> None:
+    columns = Columns.parse({"email": None, "contact": "row.email"})
+    assert columns.extract(sample({"email": "a@b"})) == {
+        "caption": None,
+        "label": None,
+        "contact": "a@b",
+        "meta": None,
+    }
+
+
+def test_values_of_other_types_than_before_are_rejects_or_text() -> None:
+    """JSON of one key may be a number in one row and a list in the next."""
+    typed = Columns.parse({"x": {"from": "row.x", "type": "int"}})
+    plain = Columns.parse({"x": "row.x"})
+    assert typed.extract(sample({"x": 1}))["x"] == 1
+    for other in ([1], {"a": 1}, "one", 1.5, True):
+        with pytest.raises(BadValue):
+            typed.extract(sample({"x": other}))
+    assert [plain.extract(sample({"x": other}))["x"] for other in (1, [1], {"a": 1}, "one", 1.5, True)] == [
+        "1",
+        "[1]",
+        '{"a":1}',
+        "one",
+        "1.5",
+        "true",
+    ]
+
+
 @pytest.mark.parametrize(
     ("mapping", "words"),
     [
+        ({"": None}, "this is no key"),
+        ({"a..b": None}, "this is no key"),
+        ({5: None}, "this is no key"),
+        ({"Label": None}, "write 'label'"),
+        ({"x": "row"}, "unknown source 'row'"),
+        ({"x": "row.a..b"}, "unknown source"),
         *[({name: "json.x"}, "the lake fills itself") for name in RESERVED],
         ({"Width": "json.w"}, "the lake fills itself"),
         ({"_x": "json.x"}, "underscore"),

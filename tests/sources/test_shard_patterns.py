@@ -118,10 +118,26 @@ def test_braces(monkeypatch: pytest.MonkeyPatch) -> None:
         expand_braces("{0..9999}{0..9}.tar")
 
 
-def test_compressed_shards_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.tar.gz").write_bytes(b"")
-    with pytest.raises(UsageError, match="uncompressed tar"):
-        names(tmp_path, "a.tar.gz")
+@pytest.mark.parametrize("ending", [".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".TAR.ZST"])
+def test_shards_compressed_with_other_than_gzip_are_refused(tmp_path: Path, ending: str) -> None:
+    (tmp_path / f"a{ending}").write_bytes(b"")
+    with pytest.raises(UsageError, match="uncompressed tar; unpack it first .*tar.gz"):
+        names(tmp_path, f"a{ending}")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "ranged"),
+    [
+        ("{0..9}.tar", True),
+        ("*.tar.gz", False),
+        ("x.TGZ", False),
+        ("{a.tar,b.tgz}", False),
+        (["a.tar", "b.tar.gz"], False),
+        ("s3://bucket/a.tar", True),
+    ],
+)
+def test_only_uncompressed_shards_have_byte_ranges(pattern: str | list[str], ranged: bool) -> None:
+    assert parse_source({"webdataset": pattern}).ranged is ranged
 
 
 def test_shards_with_the_same_ids_are_refused_and_how_to_part_them(tmp_path: Path) -> None:

@@ -7,8 +7,12 @@ import io
 import json
 import os
 import pickle
+import random
 import tarfile
+import tracemalloc
+import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +21,7 @@ from hypothesis import strategies as st
 
 from datas3_ray.errors import UsageError
 from datas3_ray.sources import REASONS, Reject, Sample, Shard, parse_source
+from datas3_ray.sources.gunzip import GunzipFile, GzipError
 from datas3_ray.sources.tarfile_reader import TarError, read_tar
 from datas3_ray.sources.webdataset import WebDataset, split_name
 
@@ -367,7 +372,7 @@ def test_a_shard_that_cannot_be_opened_or_fails_half_way(tmp_path: Path, monkeyp
             return super().read(1024)
 
     tar = pack([(f"{n}.jpg", IMAGE) for n in range(5)])
-    monkeypatch.setattr("datas3_ray.sources.webdataset._open", lambda uri: Failing(tar))
+    monkeypatch.setattr("datas3_ray.sources.tar_files.open_file", lambda uri, options: Failing(tar))
     items = list(source.read(Shard("memory://x.tar", 1, "", "p")))
     assert reasons(items) == ["0", "unreadable_shard"]
     assert isinstance(items[-1], Reject) and "connection lost" in items[-1].error and items[-1].key == "1"
@@ -390,6 +395,125 @@ def test_real_shards_agree_with_tarfile() -> None:
         with open(shard.uri, "rb") as file:
             file.seek(samples[-1].offset)
             assert file.read(samples[-1].length) == samples[-1].image
+
+
+# ------------------------------------------------------------------------------------------------------------- gzip
+
+
+def read_gzip(folder: Path, data: bytes, name: str = "00000.tar.gz", **options: object) -> list[Sample | Reject]:
+    path = folder / "pool" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    source = parse_source({"webdataset": str(path), **options})
+    (shard,) = source.shards()
+    assert shard.prefix == "pool/00000"
+    return list(source.read(shard))
+
+
+def noise(number: int) -> bytes:
+    """Bytes that do not compress, the same for a number."""
+    return random.Random(number).randbytes(700)
+
+
+PACKED = [item for number in range(4) for item in ((f"{number}.jpg", noise(number)), (f"{number}.txt", b"text"))]
+
+
+@pytest.mark.parametrize("name", ["00000.tar.gz", "00000.tgz", "00000.TGZ"])
+def test_compressed_shards_are_read_as_what_they_hold(tmp_path: Path, name: str) -> None:
+    tar = pack(PACKED)
+    plain = read(tmp_path, tar)
+    for data in (gzip.compress(tar), gzip.compress(tar[:3000]) + gzip.compress(tar[3000:]) + bytes(100)):
+        packed = read_gzip(tmp_path, data, name)
+        assert [replace(item, uri="") for item in packed] == [replace(item, uri="") for item in plain]
+    assert all(tar[item.offset : item.offset + item.length] == item.image for item in plain)  # type: ignore[union-attr]
+
+
+@given(cut=st.integers(0, 5_000), flip=st.integers(0, 5_000) | st.none(), step=st.sampled_from([1 << 10, 1 << 20]))
+@settings(max_examples=150, deadline=None)
+def test_gzip_gives_everything_before_damage(cut: int, flip: int | None, step: int) -> None:
+    tar = pack(PACKED)
+    packed = bytearray(gzip.compress(tar))
+    if flip is not None:
+        packed[10 + flip % (len(packed) - 10)] ^= 0x55
+    else:
+        del packed[cut % len(packed) :]
+    file, out = GunzipFile(io.BytesIO(bytes(packed))), b""
+    error = None
+    try:
+        while piece := file.read(step):
+            out += piece
+    except GzipError as raised:
+        error = raised
+    if flip is None:
+        known = zlib.decompressobj(31).decompress(bytes(packed))
+        assert out == known == tar[: len(out)] and (error is not None or not packed)
+    else:
+        assert error is not None or out == tar
+
+
+def test_a_cut_compressed_shard_keeps_the_rows_before(tmp_path: Path) -> None:
+    tar = pack(PACKED)
+    packed = gzip.compress(tar)
+    counts = set()
+    for cut in range(20, len(packed) - 1, 97):
+        *kept, reject = read_gzip(tmp_path, packed[:cut])
+        known = len(zlib.decompressobj(31).decompress(packed[:cut]))
+        assert isinstance(reject, Reject) and reject.reason == "truncated_shard"
+        assert [item.key for item in kept] == [str(number) for number in range(len(kept))]
+        complete = sum(2560 * (number + 1) + 512 < known for number in range(4))  # and the next sample has begun
+        assert complete - 1 <= len(kept) <= complete + 1
+        counts.add(len(kept))
+    assert counts >= {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("data", "reason", "words"),
+    [
+        (b"", "empty_shard", "empty"),
+        (gzip.compress(b""), "empty_shard", "empty"),
+        (pack([("1.jpg", IMAGE)]), "not_a_tar", "not gzip"),
+        (b"<html>", "not_a_tar", "not gzip"),
+        (gzip.compress(b"<html>" * 200), "not_a_tar", "no tar header"),
+        (b"\x1f\x8b", "truncated_shard", "ends too early"),
+        (gzip.compress(pack([("1.jpg", IMAGE)])) + b"rubbish", "truncated_shard", "not gzip"),
+    ],
+)
+def test_compressed_files_that_are_not_what_they_should_be(
+    tmp_path: Path, data: bytes, reason: str, words: str
+) -> None:
+    *rows, reject = read_gzip(tmp_path, data)
+    assert isinstance(reject, Reject) and reject.reason == reason and words in reject.error
+    assert len(rows) == data.endswith(b"rubbish")
+
+
+def test_a_bomb_is_not_kept_in_memory(tmp_path: Path) -> None:
+    bomb = io.BytesIO()
+    with tarfile.open(fileobj=bomb, mode="w") as tar:
+        for name, size in (("1.jpg", 200_000_000), ("1.bin", 50_000_000), ("3.jpg", 4)):
+            info = tarfile.TarInfo(name)
+            info.size = size
+            tar.addfile(info, io.BytesIO(bytes(size)))
+    packed = gzip.compress(bomb.getvalue(), 1)
+    del bomb
+    tracemalloc.start()
+    items = read_gzip(tmp_path, packed, max_bytes=1_000_000)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert reasons(items) == ["too_large", "3"] and peak < 30_000_000
+
+
+def test_member_names_that_lead_elsewhere_are_keys_and_nothing_more(tmp_path: Path) -> None:
+    names = ["../../x.jpg", "/abs/y.jpg", "C:\\z.jpg", "a/../b.jpg"]
+    items = read(tmp_path, pack([(name, IMAGE) for name in names]))
+    keys = ["../../x", "/abs/y", "C:\\z", "a/../b"]
+    assert [item.id for item in items] == [f"pool/00000/{key}" for key in keys]  # type: ignore[union-attr]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["00000.tar", "pool"]
+
+
+@pytest.mark.parametrize("extension", ["gif", "bmp", "tif", "tiff", "jfif", "JPEG"])
+def test_further_extensions_of_images(tmp_path: Path, extension: str) -> None:
+    (sample,) = read(tmp_path, pack([(f"1.{extension}", IMAGE), ("1.txt", b"x")]))
+    assert isinstance(sample, Sample) and sample.image == IMAGE
 
 
 # ------------------------------------------------------------------------------------------------------------- spec

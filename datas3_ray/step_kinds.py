@@ -1,0 +1,106 @@
+"""A recipe's mapping to a typed step: which kinds there are, and how each one's keys are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from datas3_ray.errors import UsageError, checked, did_you_mean
+from datas3_ray.ingest import parse_config
+from datas3_ray.lake.lake import check_name
+from datas3_ray.lake.splits import Split
+from datas3_ray.selectors import SELECTORS, make_selector
+from datas3_ray.steps import IngestStep, ReportStep, SelectStep, SplitStep, Step, SweepStep, SyntheticStep
+from datas3_ray.steps_lake import EmbedStep, IndexStep, OptimizeStep, make_embed, make_index
+
+KINDS: dict[str, type[Step]] = {
+    step.kind: step
+    for step in (
+        SyntheticStep,
+        IngestStep,
+        EmbedStep,
+        SplitStep,
+        SelectStep,
+        SweepStep,
+        ReportStep,
+        OptimizeStep,
+        IndexStep,
+    )
+}
+"""The kinds of step by the word for them in a recipe."""
+
+
+def parse_step(step: Mapping[str, Any], number: int, where: str) -> Step:
+    """A typed step from its mapping ``{name: ..., KIND: {...}}``; a UsageError names the step and the key."""
+    name = step.get("name")
+    if not isinstance(name, str):
+        raise UsageError(f"{where}: step {number + 1} has no 'name'; every step needs one.")
+    check_name(name)
+    kinds = [key for key in step if key != "name"]
+    here = f"{where}: step '{name}'"
+    if len(kinds) != 1 or kinds[0] not in KINDS:
+        odd = next((key for key in kinds if key not in KINDS), None)
+        if odd is not None:
+            raise UsageError(f"{here}: unknown key '{odd}'; kinds are: {', '.join(KINDS)}.{did_you_mean(odd, KINDS)}")
+        raise UsageError(
+            f"{here}: a step has exactly one kind of {', '.join(KINDS)}, got {', '.join(kinds) or 'none'}."
+        )
+    kind, body = kinds[0], step[kinds[0]]
+    if body is None:
+        body = {}
+    if not isinstance(body, Mapping):
+        raise UsageError(f"{here}: '{kind}' must hold keys and values, got {body!r}.")
+    try:
+        return _MAKERS.get(kind, _plain)(name, dict(body), KINDS[kind])
+    except UsageError as error:
+        raise UsageError(f"{here}: {error}") from None
+
+
+def _plain(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
+    return checked(kind, body, filled={"name": name})
+
+
+def _ingest(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
+    return IngestStep(name=name, config=parse_config(body))
+
+
+def _split(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
+    return SplitStep(name=name, source=_from(body), split=checked(Split, body))
+
+
+def _select(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
+    source = _from(body)
+    within, query = body.pop("within", None), body.pop("query", None)
+    methods = list(body)
+    if len(methods) != 1:
+        extra = [method for method in methods if method not in SELECTORS]
+        if extra:
+            known = ["from", "within", "query", *SELECTORS]
+            raise UsageError(f"unknown key '{extra[0]}'; it takes: {', '.join(known)}.{did_you_mean(extra[0], known)}")
+        raise UsageError(f"exactly one method is needed of {', '.join(SELECTORS)}, got {', '.join(methods) or 'none'}.")
+    parameters = body[methods[0]] or {}
+    if not isinstance(parameters, Mapping):
+        raise UsageError(f"'{methods[0]}' must hold parameters such as {{size: 0.25}}, got {parameters!r}.")
+    selector = make_selector(methods[0], dict(parameters))
+    if selector.needs_query and query is None:
+        raise UsageError(f"{methods[0]} needs 'query': the name of a table with examples of the deployment.")
+    if query is not None and not selector.needs_query:
+        raise UsageError(f"{methods[0]} looks at no query; leave 'query' out.")
+    filled = {"name": name, "source": source, "selector": selector}
+    return checked(SelectStep, {"within": within, "query": query}, filled=filled)
+
+
+_MAKERS: dict[str, Callable[[str, dict[str, Any], type[Step]], Step]] = {
+    "ingest": _ingest,
+    "split": _split,
+    "select": _select,
+    "embed": make_embed,
+    "index": make_index,
+}
+
+
+def _from(body: dict[str, Any]) -> str:
+    source = body.pop("from", None)
+    if not isinstance(source, str):
+        raise UsageError("the key 'from' is missing; it names the image table to read.")
+    return source

@@ -1,0 +1,162 @@
+"""One shard in one worker, without Ray: what each setting adds to the rows, and what is set aside."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import time
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from test_ingest import TINY, jpeg, write_shard
+
+from datas3_ray import ingest_worker
+from datas3_ray.encoders import parse_encoder
+from datas3_ray.ingest_output import Target
+from datas3_ray.ingest_plan import parse_config
+from datas3_ray.ingest_worker import ShardWorker
+from datas3_ray.kernels.phash import hamming
+from datas3_ray.lake.schemas import matrix
+from datas3_ray.sources import Shard, parse_source
+
+
+def worker(folder, values: dict, stores_bytes: bool = False) -> ShardWorker:
+    config = parse_config({"encoders": TINY, **values})
+    source = parse_source(config.source)
+    encoders = {alias: parse_encoder(alias, spec) for alias, spec in (config.encoders or {}).items()}
+    target = Target(str(folder / "pool.lance"), str(folder / "pool.quarantine.lance"), False, None)
+    return ShardWorker(source, encoders, config, target, stores_bytes, threads=1)
+
+
+def rows_of(folder, result: dict, name: str = "pool") -> pa.Table:
+    """The rows of a result's fragments, committed for the purpose."""
+    key = "fragments" if name == "pool" else "quarantine_fragments"
+    fragments = [lance.FragmentMetadata.from_json(text) for text in result["entry"][key]]
+    schema = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(result["schema"])))
+    if name != "pool":
+        from datas3_ray.lake.schemas import QUARANTINE as schema
+    operation = lance.LanceOperation.Overwrite(schema, fragments)
+    return lance.LanceDataset.commit(str(folder / f"{name}.lance"), operation).to_table()
+
+
+def test_features_thumbnail_and_stored_bytes_come_with_the_pixels(tmp_path) -> None:
+    image = jpeg(1, (400, 300))
+    write_shard(tmp_path / "0.tar", [("a", image, {"caption": "x"}), ("b", jpeg(2), {})])
+    values = {
+        "source": {"webdataset": str(tmp_path / "0.tar")},
+        "features": ["sha256", "phash", "brightness", "aspect"],
+        "thumbnail": 64,
+    }
+    maker = worker(tmp_path, values, stores_bytes=True)
+    rows = rows_of(tmp_path, maker.work(maker.source.shards()[0]))
+    import hashlib
+
+    assert rows["sha256"][0].as_py() == hashlib.sha256(image).hexdigest()
+    assert rows["image"][0].as_py() == image
+    assert rows["aspect"][0].as_py() == pytest.approx(400 / 300)
+    small = Image.open(io.BytesIO(rows["thumbnail"][0].as_py()))
+    assert (small.format, small.size) == ("JPEG", (64, 48))
+    hashes = rows["phash"].to_numpy()
+    assert hamming(hashes[:1], hashes[1:])[0] > 8, "two different pictures"
+
+
+def test_an_image_that_hangs_is_set_aside_and_its_neighbours_stay(tmp_path, monkeypatch) -> None:
+    write_shard(tmp_path / "0.tar", [(key, jpeg(number), {}) for number, key in enumerate("abc")])
+    real = ingest_worker.decode_image
+
+    def hanging(data, **options):
+        if data == jpeg(1):
+            time.sleep(3)
+        return real(data, **options)
+
+    monkeypatch.setattr(ingest_worker, "decode_image", hanging)
+    maker = worker(tmp_path, {"source": {"webdataset": str(tmp_path / "0.tar")}, "decode_seconds": 0.5})
+    result = maker.work(maker.source.shards()[0])
+    assert (result["entry"]["rows"], result["entry"]["rejects"]) == (2, 1)
+    assert result["reasons"] == {"decode_timeout": 1}
+    reject = rows_of(tmp_path, result, "pool.quarantine").to_pylist()[0]
+    assert (reject["key"], reject["error"]) == ("b", "not decoded within 0.5 s")
+
+
+def test_a_shard_that_cannot_be_read_is_tried_again_and_left(tmp_path, monkeypatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(ingest_worker.time, "sleep", pauses.append)
+    write_shard(tmp_path / "0.tar", [("a", jpeg(0), {})])
+    maker = worker(tmp_path, {"source": {"webdataset": str(tmp_path / "0.tar")}})
+    result = maker.work(Shard(str(tmp_path / "gone.tar"), 1, "1", "gone"))
+    assert "gone.tar" in result["unread"]
+    assert result["entry"] is None
+    assert len(pauses) >= ingest_worker.ATTEMPTS - 1
+
+
+def test_of_a_compressed_shard_the_bytes_are_kept(tmp_path) -> None:
+    write_shard(tmp_path / "0.tar", [("a", jpeg(0), {})])
+    (tmp_path / "1.tar.gz").write_bytes(gzip.compress((tmp_path / "0.tar").read_bytes()))
+    source = {"webdataset": str(tmp_path / "1.tar.gz")}
+    assert not parse_source(source).ranged
+    maker = worker(tmp_path, {"source": source}, stores_bytes=True)
+    rows = rows_of(tmp_path, maker.work(maker.source.shards()[0]))
+    assert rows["image"].to_pylist() == [jpeg(0)]
+
+
+def test_large_shards_are_written_in_pieces(tmp_path, monkeypatch) -> None:
+    import datas3_ray.ingest_output as module
+
+    monkeypatch.setattr(module, "FLUSH_ROWS", 3)
+    samples = [(f"k{i}", jpeg(i) if i % 4 else b"<html>", {}) for i in range(16)]
+    write_shard(tmp_path / "0.tar", samples)
+    maker = worker(tmp_path, {"source": {"webdataset": str(tmp_path / "0.tar")}})
+    result = maker.work(maker.source.shards()[0])
+    assert (len(result["entry"]["fragments"]), len(result["entry"]["quarantine_fragments"])) == (4, 2)
+    assert rows_of(tmp_path, result)["id"].to_pylist() == [f"{tmp_path.name}/0/k{i}" for i in range(16) if i % 4]
+    assert rows_of(tmp_path, result, "pool.quarantine").num_rows == 4
+
+
+class TestReadyVectors:
+    """The source ``vectors``: whole tables pass through, rows that cannot be in the lake are set aside."""
+
+    @pytest.fixture
+    def result(self, tmp_path):
+        import pyarrow.parquet as pq
+
+        vectors = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+        vectors[2, 1] = np.nan
+        vectors[5, 0] = np.inf
+        ids = ["a", "b", "c", None, "e", "f", "a", "h"]
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 4)
+        rows = pa.table({"id": ids, "clip": column, "url": [f"http://x/{i}" for i in range(8)]})
+        pq.write_table(rows, tmp_path / "0.parquet")
+        source = {
+            "vectors": str(tmp_path / "0.parquet"),
+            "id": "id",
+            "columns": {"url": "row.url"},
+        }
+        maker = worker(tmp_path, {"source": source, "encoders": None})
+        return vectors, maker.work(maker.source.shards()[0])
+
+    def test_sound_rows_are_kept_as_they_are(self, tmp_path, result) -> None:
+        vectors, done = result
+        rows = rows_of(tmp_path, done)
+        assert [name.rpartition("/")[2] for name in rows["id"].to_pylist()] == ["a", "b", "e", "h"]
+        assert np.array_equal(matrix(rows["clip"]), vectors[[0, 1, 4, 7]])
+        assert rows["url"].to_pylist() == [f"http://x/{i}" for i in (0, 1, 4, 7)]
+        assert rows["uri"].to_pylist() == [str(tmp_path / "0.parquet")] * 4
+
+    def test_the_others_are_set_aside_with_their_place(self, tmp_path, result) -> None:
+        _, done = result
+        assert done["reasons"] == {"nan_vector": 2, "no_id": 1, "duplicate_id": 1}
+        assert done["entry"]["samples"] == 8
+        rejects = rows_of(tmp_path, done, "pool.quarantine").to_pylist()
+        assert {(row["offset"], row["reason"]) for row in rejects} == {
+            (2, "nan_vector"),
+            (5, "nan_vector"),
+            (3, "no_id"),
+            (6, "duplicate_id"),
+        }
+
+    def test_json_can_hold_the_account(self, result) -> None:
+        assert json.loads(json.dumps(result[1])) == result[1]
