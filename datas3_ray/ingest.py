@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -22,7 +21,7 @@ from datas3_ray.ingest_plan import IngestConfig, Plan, parse_config, plan_ingest
 from datas3_ray.lake.lease import Lease
 from datas3_ray.lake.ledger import Ledger, ShardEntry, quarantine_name
 from datas3_ray.lake.optimize import compact_small
-from datas3_ray.lake.storage import dataset_uri, is_local
+from datas3_ray.lake.storage import dataset_uri
 from datas3_ray.runtime import cluster_cpus, cluster_gpus, ensure_ray
 from datas3_ray.sources import Item, Shard
 
@@ -93,8 +92,6 @@ def ingest(lake: Lake, name: str, config: IngestConfig, *, progress: bool = True
     plan = plan_ingest(lake, name, config)
     ledger = Ledger(lake, name)
     if plan.todo or ledger.prepared().num_rows:
-        if is_local(lake.uri):
-            Path(lake.uri).mkdir(parents=True, exist_ok=True)
         known = ledger.commits()
         with Lease(lake, name, ledger.name) as lease:
             recovered = ledger.recover()

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from datas3_ray.errors import Datas3Error
+
 # Set before Ray is imported: Ray reads them once, at import or at start.
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -19,6 +21,9 @@ _QUIET = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
+# Ray's workers inherit these. Without them what threads allocate is spread over many arenas and heaps that keep their
+# free memory, so that a worker's grows for a long time with the number of shards it has seen.
+_LEAN_WORKERS = {"MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 
 
 def ensure_ray(num_cpus: int | None = None) -> None:
@@ -26,7 +31,7 @@ def ensure_ray(num_cpus: int | None = None) -> None:
 
     Does nothing when Ray is already running in this process. ``num_cpus`` applies to a machine of our own only.
     """
-    for key, value in _QUIET.items():
+    for key, value in (_QUIET | _LEAN_WORKERS).items():
         os.environ.setdefault(key, value)
     # Lance warns whenever the process forks, which starting Ray's own programs does; they never touch Lance.
     warnings.filterwarnings("ignore", message="lance is not fork-safe")
@@ -38,8 +43,13 @@ def ensure_ray(num_cpus: int | None = None) -> None:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if not address:
         options |= {"num_cpus": num_cpus, "include_dashboard": False}
-    with _native_stderr_aside():
-        ray.init(address=address or "local", **options)
+    try:
+        with _native_stderr_aside():
+            ray.init(address=address or "local", **options)
+    except ConnectionError as error:
+        raise Datas3Error(
+            f"no Ray cluster answers at {address}; start it, or unset RAY_ADDRESS to work on this machine alone."
+        ) from error
     quiet_ray_data()
 
 

@@ -5,23 +5,28 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import subprocess
 import time
 
 import lance
 import numpy as np
 import pyarrow as pa
 import pytest
+from conftest import vector_rows
 from PIL import Image
 from test_ingest import TINY, jpeg, write_shard
 
-from datas3_ray import ingest_worker
+from datas3_ray import Lake, ingest_worker, retry
 from datas3_ray.encoders import parse_encoder
+from datas3_ray.errors import Datas3Error
+from datas3_ray.ingest import ingest
 from datas3_ray.ingest_output import Target
 from datas3_ray.ingest_plan import parse_config
 from datas3_ray.ingest_worker import ShardWorker
 from datas3_ray.kernels.phash import hamming
 from datas3_ray.lake.schemas import matrix
 from datas3_ray.sources import Shard, parse_source
+from datas3_ray.sources.watchdog import DecodePool
 
 
 def worker(folder, values: dict, stores_bytes: bool = False) -> ShardWorker:
@@ -160,3 +165,77 @@ class TestReadyVectors:
 
     def test_json_can_hold_the_account(self, result) -> None:
         assert json.loads(json.dumps(result[1])) == result[1]
+
+
+def test_more_decode_threads_change_nothing(tmp_path) -> None:
+    """What a GPU's worker does: many threads decode ahead of one encoder."""
+    samples = [(f"k{i:02}", jpeg(i) if i % 5 else b"<html>", {"caption": str(i)}) for i in range(30)]
+    write_shard(tmp_path / "0.tar", samples)
+    made = []
+    for threads in (1, 4):
+        maker = worker(tmp_path / str(threads), {"source": {"webdataset": str(tmp_path / "0.tar")}})
+        maker.pool = DecodePool(threads, 30.0)
+        result = maker.work(maker.source.shards()[0])
+        rejects = rows_of(tmp_path / str(threads), result, "pool.quarantine")
+        made.append((rows_of(tmp_path / str(threads), result), rejects))
+    assert made[0][0].equals(made[1][0])
+    assert made[0][1].equals(made[1][1])
+    assert made[0][0].num_rows == 24
+
+
+def test_an_encoder_that_gives_nan_costs_the_row_and_no_other(tmp_path, monkeypatch) -> None:
+    write_shard(tmp_path / "0.tar", [(key, jpeg(number), {}) for number, key in enumerate("abc")])
+    maker = worker(tmp_path, {"source": {"webdataset": str(tmp_path / "0.tar")}})
+    encoder = maker.bank.encoders["tiny"]
+    real = encoder.encode
+
+    def encode(batch):
+        vectors = real(batch).copy()
+        vectors[1, 0] = np.nan
+        return vectors
+
+    monkeypatch.setattr(encoder, "encode", encode)
+    result = maker.work(maker.source.shards()[0])
+    assert (result["entry"]["rows"], result["reasons"]) == (2, {"nan_vector": 1})
+    reject = rows_of(tmp_path, result, "pool.quarantine").to_pylist()[0]
+    assert reject["error"] == "encoder 'tiny' gave a vector with NaN or infinite values"
+    assert reject["offset"] > 0
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 2 MB of its own, where this process may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_one_sentence_and_what_was_there_stays(tmp_path, small_disk, monkeypatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(retry.time, "sleep", pauses.append)
+    lake = Lake(small_disk / "lake")
+    lake.add("pool", vector_rows(["a"], np.ones((1, 8))))
+    (small_disk / "filler").write_bytes(bytes(1_900_000))
+    write_shard(tmp_path / "0.tar", [(f"k{i}", jpeg(i, (400, 300)), {}) for i in range(30)])
+    maker = worker(small_disk / "lake", {"source": {"webdataset": str(tmp_path / "0.tar")}}, stores_bytes=True)
+    with pytest.raises(
+        Datas3Error,
+        match="writing rows to .* failed after 6 attempts: .*o space.*; what was committed "
+        "before stays; free some space and run the same command again",
+    ):
+        maker.work(maker.source.shards()[0])
+    assert pauses == list(retry.DELAYS)
+    assert lake.table("pool").count_rows() == 1
+
+
+def test_a_read_only_lake_is_one_sentence(tmp_path, small_disk) -> None:
+    write_shard(tmp_path / "0.tar", [("a", jpeg(0), {})])
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    config = parse_config({"source": {"webdataset": str(tmp_path / "0.tar")}, "encoders": TINY})
+    with pytest.raises(Datas3Error, match="ead-only") as caught:
+        ingest(Lake(small_disk / "lake"), "pool", config, progress=False)
+    assert "make it writable for this user, or name another lake" in str(caught.value)

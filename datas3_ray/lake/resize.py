@@ -30,6 +30,7 @@ def resize(selection: Selection, size: int | float, name: str | None) -> Selecti
         )
     eligible = lineage["counts"]["eligible"]
     count = resolve_size(size, eligible)
+    _require_ranked(selection, min(count, eligible))
     name = name or f"{selection.name}-{count}"
     mark = fingerprint({"resize": selection.fingerprint, "size": count})
     if selection.lake.exists(name):
@@ -71,6 +72,16 @@ def resize(selection: Selection, size: int | float, name: str | None) -> Selecti
         args=(cut,),
     )
     return selection.lake.selection(name)
+
+
+def _require_ranked(selection: Selection, count: int) -> None:
+    """Some methods order only the rows that they keep: such a ranking can be cut shorter, not longer."""
+    ranked = (selection.lineage().get("report") or {}).get("ranked")
+    if ranked is not None and count > ranked:
+        raise UsageError(
+            f"selection '{selection.name}' of method {selection.method} ranks its first {ranked} rows only; "
+            f"run the method again for {count}."
+        )
 
 
 def _recut(part: pa.Table, cut: Any) -> pa.Table:

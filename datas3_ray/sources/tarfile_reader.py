@@ -15,6 +15,7 @@ from datas3_ray.sources.gunzip import GzipError
 RECORD = 512
 _BLOCK = 4 << 20  # bytes asked of the file at a time
 _SEEK = 1 << 20  # skip by seeking beyond this, by reading below it
+_MOST = 1 << 42  # a member beyond this is damage, and beyond what can be sought
 _LONGEST = 1 << 20  # a long name or pax header beyond this is damage
 _ZEROS = bytes(RECORD)
 _REGULAR = b"0\x007"
@@ -280,6 +281,8 @@ class _Stream:
         """Move on by ``size`` bytes, which belong to the member ``name`` and have to be there."""
         self._name = name
         begun, ahead = self.position, len(self._block) - self._at
+        if size > _MOST:
+            raise TarError("truncated_shard", begun, f"{name!r} claims {size} bytes, more than any file has", name)
         if size <= ahead:
             self._at += size
         elif size > ahead + _SEEK:
