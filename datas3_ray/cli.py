@@ -107,7 +107,8 @@ def show(
         _print(_rejects(opened, name), as_json, f"nothing of table '{name}' was rejected.")
         return
     table = opened.table(name)
-    narrow = [column for column in table.schema.names if column not in table.vector_columns() and column != "image"]
+    wide = {*table.vector_columns(), "image", "thumbnail"}
+    narrow = [column for column in table.schema.names if column not in wide]
     first = table.to_arrow(narrow, limit=rows).to_pylist() if rows else []
     lineage = {key: value for key, value in table.lineage().items() if key != "parts"}
     if as_json:

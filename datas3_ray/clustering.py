@@ -20,7 +20,7 @@ from datas3_ray.errors import UsageError
 from datas3_ray.kernels.hashing import hash64, id_words, uniform
 from datas3_ray.kernels.kmeans import centroid_statistics, spherical_kmeans
 from datas3_ray.kernels.similarity import nearest, normalize
-from datas3_ray.lake.aligned import aligned_refs, write_aligned
+from datas3_ray.lake.aligned import aligned_refs, part_positions, write_aligned
 from datas3_ray.lake.cut import apply_cut, find_cut
 from datas3_ray.lake.schemas import fingerprint, matrix, vector_field
 from datas3_ray.lake.view import Counts, Fragment, Mapped, View
@@ -66,13 +66,15 @@ class Clustering:
     name: str
 
 
-def cluster(lake: Lake, view: View, source: str, config: KMeansConfig) -> Clustering:
+def cluster(lake: Lake, view: View, source: str, config: KMeansConfig, *, centroids: str | None = None) -> Clustering:
     """Cluster a view's rows, or read the clustering back when the same one was made before.
 
     Parameters
     ----------
     source : str
         Fingerprint of the view's eligible rows (:meth:`datas3_ray.selectors.base.Inputs.fingerprint`).
+    centroids : str, optional
+        A table of centroids that are used as they are; the rows are only assigned to them.
 
     Raises
     ------
@@ -81,41 +83,65 @@ def cluster(lake: Lake, view: View, source: str, config: KMeansConfig) -> Cluste
     """
     if view.column is None:
         raise ValueError("clustering needs a view with a vector column")
-    mark = fingerprint({"source": source, "column": view.column, **config.model_dump()})
-    name = f"{view.table.name}.{view.column}.k{config.clusters}-{mark[:8]}"
+    given = None
+    settings: dict[str, Any] = config.model_dump()
+    if centroids is not None:
+        given = centroids_of(lake, centroids)
+        settings = {"clusters": len(given), "centroids": lake.table(centroids).lineage().get("fingerprint")}
+    mark = fingerprint({"source": source, "column": view.column, **settings})
+    name = f"{view.table.name}.{view.column}.k{settings['clusters']}-{mark[:8]}"
     rows = f"{name}.rows"
     # The centroids are written last, so their presence means that both are whole.
-    if not lake.exists(name) or lake.table(name).lineage().get("fingerprint") != mark:
-        _train_and_write(lake, view, config, name, rows, mark)
+    there = lake.exists(name) and lake.table(name).lineage().get("fingerprint") == mark
+    if not there or not _is_aligned(lake, rows, view):
+        lineage = {"parameters": settings, "fingerprint": mark}
+        _assign_and_write(lake, view, name, lineage, given if given is not None else _trained(view, config, lineage))
     return _read(lake, view, name, rows)
 
 
-def _train_and_write(lake: Lake, view: View, config: KMeansConfig, name: str, rows: str, mark: str) -> None:
+def _is_aligned(lake: Lake, rows: str, view: View) -> bool:
+    """Whether the assignments' parts are the fragments that the table has now: a compaction makes others."""
+    return list(part_positions(lake.table(rows).lineage())) == view.fragment_ids
+
+
+def centroids_of(lake: Lake, name: str) -> np.ndarray:
+    """The centroids of a table of the lake, float32 (k, d)."""
+    return matrix(lake.table(name).to_arrow(["vector"]).column("vector")).copy()
+
+
+def _trained(view: View, config: KMeansConfig, lineage: dict[str, Any]) -> np.ndarray:
+    """New centroids; the lineage gets the objective of each iteration."""
+    import ray
+
+    sample = sample_vectors(view, config)
+    trained = gather([ray.remote(_train).options(**matrix_task()).remote(sample, config)])[0]
+    lineage["objective"] = [round(float(value), 6) for value in trained.objective]
+    return np.asarray(trained.centroids)
+
+
+def _assign_and_write(lake: Lake, view: View, name: str, lineage: dict[str, Any], centroids: np.ndarray) -> None:
     import ray
 
     started = time.perf_counter()
-    sample = sample_vectors(view, config)
-    trained = gather([ray.remote(_train).options(**matrix_task()).remote(sample, config)])[0]
-    centroids_ref = ray.put(trained.centroids)
+    rows, k = f"{name}.rows", len(centroids)
+    centroids_ref = ray.put(centroids)
     assigned = view.map(assign_fragment, centroids_ref, resources=matrix_task())
     counts = assigned.counts()
-    lineage: dict[str, Any] = {
+    _require_rows(view, counts.eligible)
+    lineage |= {
         "method": "kmeans",
-        "parameters": config.model_dump(),
         "table": view.table.name,
         "column": view.column,
         "inputs": {view.table.name: view.table.version},
-        "fingerprint": mark,
         "counts": vars(counts),
         "code_version": __version__,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     sums = ray.remote(_sums)
-    k = len(trained.centroids)
     tallies = gather([sums.remote(part, k) for part in assigned.parts])
     sizes = np.sum([tally[0] for tally in tallies], axis=0)
     distance = np.sum([tally[1] for tally in tallies], axis=0)
-    intra, inter = centroid_statistics(trained.centroids, sizes, distance, 20)
+    intra, inter = centroid_statistics(centroids, sizes, distance, 20)
     write_aligned(
         lake,
         rows,
@@ -129,7 +155,7 @@ def _train_and_write(lake: Lake, view: View, config: KMeansConfig, name: str, ro
         {
             "id": pa.array([str(j) for j in range(k)]),
             "vector": pa.FixedSizeListArray.from_arrays(
-                pa.array(trained.centroids.reshape(-1)), type=vector_field("vector", trained.centroids.shape[1]).type
+                pa.array(centroids.reshape(-1)), type=vector_field("vector", centroids.shape[1]).type
             ),
             "size": sizes,
             "mean_distance": intra,
@@ -137,7 +163,6 @@ def _train_and_write(lake: Lake, view: View, config: KMeansConfig, name: str, ro
         }
     )
     lineage["seconds"] = round(time.perf_counter() - started, 3)
-    lineage["objective"] = [round(float(value), 6) for value in trained.objective]
     lake.write(name, table, kind="centroids", lineage=lineage)
 
 
@@ -165,15 +190,19 @@ def sample_vectors(view: View, config: KMeansConfig) -> np.ndarray:
     """
     keyed = view.map(_hash_part, config.seed)
     eligible = keyed.counts().eligible
-    if eligible == 0:
-        raise UsageError(
-            f"table '{view.table.name}' has no eligible row with a usable vector in column '{view.column}'."
-        )
+    _require_rows(view, eligible)
     cut = find_cut(keyed.parts, min(eligible, config.sample, 256 * config.clusters))
     pieces = [piece for piece in view.zip(_take_part, keyed.parts, cut).results() if piece is not None]
     ids = np.concatenate([piece[0] for piece in pieces])
     vectors = np.concatenate([piece[1] for piece in pieces])
     return vectors[np.argsort(ids, kind="stable")]
+
+
+def _require_rows(view: View, eligible: int) -> None:
+    if eligible == 0:
+        raise UsageError(
+            f"table '{view.table.name}' has no eligible row with a usable vector in column '{view.column}'."
+        )
 
 
 def _hash_part(fragment: Fragment, seed: int) -> pa.Table:

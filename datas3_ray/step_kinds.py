@@ -11,6 +11,7 @@ from datas3_ray.lake.lake import check_name
 from datas3_ray.lake.splits import Split
 from datas3_ray.selectors import SELECTORS, make_selector
 from datas3_ray.steps import IngestStep, ReportStep, SelectStep, SplitStep, Step, SweepStep, SyntheticStep
+from datas3_ray.steps_combine import CombineStep, make_combine
 from datas3_ray.steps_lake import EmbedStep, IndexStep, OptimizeStep, make_embed, make_index
 
 KINDS: dict[str, type[Step]] = {
@@ -21,6 +22,7 @@ KINDS: dict[str, type[Step]] = {
         EmbedStep,
         SplitStep,
         SelectStep,
+        CombineStep,
         SweepStep,
         ReportStep,
         OptimizeStep,
@@ -94,6 +96,7 @@ _MAKERS: dict[str, Callable[[str, dict[str, Any], type[Step]], Step]] = {
     "ingest": _ingest,
     "split": _split,
     "select": _select,
+    "combine": make_combine,
     "embed": make_embed,
     "index": make_index,
 }

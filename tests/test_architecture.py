@@ -31,6 +31,7 @@ FLOORS = {
     "benchmark": 5,
     "report": 6,
     "steps": 7,
+    "steps_combine": 7,
     "steps_lake": 7,
     "step_kinds": 7,
     "recipe": 8,

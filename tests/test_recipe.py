@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 
 import numpy as np
@@ -237,10 +238,11 @@ def test_files_that_are_no_recipes(tmp_path) -> None:
 @pytest.mark.parametrize(
     "path", sorted(Path(__file__).resolve().parents[1].glob("pipelines/*.yaml")), ids=lambda p: p.stem
 )
-def test_recipes_that_come_with_the_project_parse(path, tmp_path) -> None:
-    overrides = [f"lake={tmp_path / 'lake'}"]
-    if "\ndata:" in path.read_text():
-        overrides.append(f"data={tmp_path}")
+def test_recipes_that_come_with_the_project_parse(path, tmp_path, make_pool) -> None:
+    for name in ("pool", "imagenet"):  # what the papers' recipes expect in the lake
+        make_pool(Lake(tmp_path / "lake"), name, ["a"], [[1.0, 0.0]])
+    to_be_given = re.findall(r"^(\w+): null$", path.read_text(), re.MULTILINE)
+    overrides = [f"lake={tmp_path / 'lake'}", *(f"{key}={tmp_path}" for key in to_be_given)]
     parsed = load_recipe(path, overrides)
     assert parsed.steps
     assert load_recipe(f"pipelines/{path.name}", overrides).name == parsed.name

@@ -8,6 +8,7 @@ tile size, and when a cluster is split into pieces whose pairs are separate task
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,12 +27,16 @@ from datas3_ray.kernels._tiles import (
     require_same_width,
     unit_rows,
 )
+from datas3_ray.kernels.screen import Screen, Search, Workspace, has_integer_units
 
 if TYPE_CHECKING:
     import torch
 
 SMALL_BLOCK = 256
 LARGE_BLOCK = 1024
+SCREEN_BLOCK = 512
+SCREENED = 768
+"""Rows from which looking at integers first pays off."""
 _LARGE = 2048
 _BATCHED = 256
 _BATCH_ELEMENTS = 1 << 22
@@ -47,6 +52,15 @@ class PriorMax(NamedTuple):
 
     similarity: npt.NDArray[np.float32]
     argmax: npt.NDArray[np.int64]
+
+
+def largest_kept(eps: float) -> int:
+    """The largest cosine, in whole millionths, that is not above 1 - eps.
+
+    >>> largest_kept(0.03), largest_kept(0.9)
+    (970000, 100000)
+    """
+    return math.floor((1.0 - eps) * SCALE + 1e-6)
 
 
 def prior_max(X: npt.ArrayLike, block: int | None = None, device: str = "cpu") -> PriorMax:
@@ -72,7 +86,7 @@ def prior_max(X: npt.ArrayLike, block: int | None = None, device: str = "cpu") -
     size = _block(block, len(vectors))
     rows = unit_rows(vectors, "X", device)
     with full_precision():
-        return PriorMax(*decode(_triangle(rows, Pairs(rows, rows), 0, len(rows), size)))
+        return PriorMax(*decode(_prior(rows, size)))
 
 
 def prior_max_groups(
@@ -108,9 +122,44 @@ def prior_max_groups(
     with full_precision():
         for group in np.flatnonzero(sizes > _BATCHED):
             start, stop = int(offsets[group]), int(offsets[group + 1])
-            best[start:stop] = _triangle(rows, pairs, start, stop, _block(block, stop - start))
+            found = _prior(rows[start:stop], _block(block, stop - start))
+            # Codes hold the column reversed, so that columns move up as codes go down.
+            best[start:stop] = found - start * (found != NO_EARLIER)
         for starts, lengths, padded in _batches(offsets[:-1], sizes):
             _batch(best, rows, pairs, torch.from_numpy(starts), torch.from_numpy(lengths), padded)
+    return PriorMax(*decode(best))
+
+
+def cross_max(X: npt.ArrayLike, Y: npt.ArrayLike, block: int | None = None, device: str = "cpu") -> PriorMax:
+    """The largest cosine of each row of one piece to the rows of another piece that is earlier as a whole.
+
+    Args:
+        X: (n, d) float32 or float16.
+        Y: (m, d), every row of which comes before every row of X.
+        block: rows of a tile.
+        device: where the tiles are multiplied.
+
+    Returns:
+        The maximum, and the index in Y of the first row that has it, for every row of X.
+
+    Raises:
+        ValueError: as for :func:`prior_max`.
+
+    >>> cross_max(np.array([[1, 0]], np.float32), np.array([[0, 1], [0.6, 0.8]], np.float32)).argmax.tolist()
+    [1]
+    """
+    import torch
+
+    left, right = matrix(X, "X"), matrix(Y, "Y")
+    require_same_width(left, right, "X and Y")
+    size = _block(block, max(len(left), len(right)))
+    a, b = unit_rows(left, "X", device), unit_rows(right, "Y", device)
+    best = torch.full((len(a),), NO_EARLIER, dtype=torch.int64, device=a.device)
+    with full_precision():
+        if _screens(min(len(a), len(b)), a.device):
+            _screened_cross(best, Screen(a), Screen(b), min(size, SCREEN_BLOCK))
+        else:
+            _cross(best, a, b, size)
     return PriorMax(*decode(best))
 
 
@@ -183,27 +232,93 @@ def merge_max(
     return PriorMax(merged, np.where(takes, other_rank, rank).astype(np.int64))
 
 
-def _triangle(rows: torch.Tensor, pairs: Pairs, start: int, stop: int, block: int) -> torch.Tensor:
-    """Codes int64 (stop - start,) of the rows start to stop among themselves, tile by tile of the strict triangle."""
+def _prior(rows: torch.Tensor, block: int) -> torch.Tensor:
+    """Codes int64 (n,) of the rows among themselves, tile by tile of the strict triangle."""
     import torch
 
-    n = stop - start
-    best = torch.full((n,), NO_EARLIER, dtype=torch.int64, device=rows.device)
-    size = min(block, n)
-    buffer = torch.empty(size * size, device=rows.device)
+    best = torch.full((len(rows),), NO_EARLIER, dtype=torch.int64, device=rows.device)
+    pairs = Pairs(rows, rows)
+    done = 0
+    if _screens(len(rows), rows.device):
+        done = _screened_triangle(best, Screen(rows), pairs, min(block, SCREEN_BLOCK))
+    _triangle(best, rows, pairs, done, block)
+    return best
+
+
+def _triangle(best: torch.Tensor, rows: torch.Tensor, pairs: Pairs, done: int, block: int) -> None:
+    """Raise the codes of the rows from ``done`` on, by float32 products."""
+    import torch
+
+    n = len(rows)
+    size = min(block, n - done)
+    buffer = torch.empty(size * min(block, n), device=rows.device)
     hidden = _not_earlier(size, rows.device)
-    for top in range(start, stop, block):
-        bottom = min(top + block, stop)
-        mine = best[top - start : bottom - start]
-        for first in range(start, top + 1, block):
-            last = min(first + block, bottom)
+    for top in range(done, n, block):
+        bottom = min(top + block, n)
+        mine = best[top:bottom]
+        for first in [*range(0, top, block), top]:
+            last = min(first + block, top) if first < top else bottom
             tile = _product(rows[top:bottom], rows[first:last], buffer)
             if first == top:
                 tile.masked_fill_(hidden[: bottom - top, : bottom - top], -torch.inf)
             improve(mine, _tile(tile, rows, top, rows, first), pairs)
             if _saturated(mine):
                 break
-    return best
+
+
+def _screened_triangle(best: torch.Tensor, screen: Screen, pairs: Pairs, block: int) -> int:
+    """Raise the codes from the first row on; returns how many rows were done before screening proved useless."""
+    n = len(best)
+    space = Workspace(min(block, n), min(block, n))
+    hidden = _not_earlier(min(block, n), best.device)
+    for top in range(0, n, block):
+        if screen.useless:
+            return top
+        bottom = min(top + block, n)
+        search = Search(screen, top, bottom, screen, best[top:bottom], pairs, space)
+        for first in range(0, top + 1, block):
+            last = min(first + block, bottom)
+            search.tile(first, last, hidden[: bottom - top, : bottom - top] if first == top else None)
+            if _saturated(best[top:bottom]):
+                break
+        search.finish()
+    return n
+
+
+def _cross(best: torch.Tensor, a: torch.Tensor, b: torch.Tensor, block: int) -> None:
+    """Raise the codes of all rows of a by all rows of b."""
+    import torch
+
+    buffer = torch.empty(min(block, len(a)) * min(block, len(b)), device=a.device)
+    pairs = Pairs(a, b)
+    for top in range(0, len(a), block):
+        mine = best[top : top + block]
+        for first in range(0, len(b), block):
+            product = _product(a[top : top + block], b[first : first + block], buffer)
+            improve(mine, _tile(product, a, top, b, first), pairs)
+            if _saturated(mine):
+                break
+
+
+def _screened_cross(best: torch.Tensor, a: Screen, b: Screen, block: int) -> None:
+    pairs = Pairs(a.rows, b.rows)
+    space = Workspace(min(block, len(a)), min(block, len(b)))
+    for top in range(0, len(a), block):
+        bottom = min(top + block, len(a))
+        mine = best[top:bottom]
+        if a.useless:
+            _cross(mine, a.rows[top:bottom], b.rows, block)
+            continue
+        search = Search(a, top, bottom, b, mine, pairs, space)
+        for first in range(0, len(b), block):
+            search.tile(first, min(first + block, len(b)))
+            if _saturated(mine):
+                break
+        search.finish()
+
+
+def _screens(rows: int, device: torch.device) -> bool:
+    return rows >= SCREENED and device.type == "cpu" and has_integer_units()
 
 
 def _rectangle(

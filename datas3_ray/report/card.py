@@ -228,16 +228,18 @@ def recipe_step(name: str, lineage: dict[str, Any]) -> str:
     """
     if lineage.get("resized_from"):
         return f"Lake(...).selection({lineage['resized_from']!r}).resize({lineage.get('size')}, name={name!r})\n"
+    kind = "combine" if lineage.get("method") == "combine" else "select"
     step: dict[str, Any] = {"from": lineage.get("table")}
     for key in ("within", "query"):
         if lineage.get(key):
             step[key] = lineage[key]
     given = {key: value for key, value in (lineage.get("parameters") or {}).items() if value is not None}
     step[str(lineage.get("method"))] = given
-    text = yaml.safe_dump([{"name": name, "select": step}], sort_keys=False, allow_unicode=True, width=10_000)
+    step = given if kind == "combine" else step
+    text = yaml.safe_dump([{"name": name, kind: step}], sort_keys=False, allow_unicode=True, width=10_000)
     flow = yaml.safe_dump(step, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=True)
     head = yaml.safe_dump({"name": name}, allow_unicode=True, width=10_000)
-    return f"- {head}  select: {flow}" if len(flow) < 110 else text
+    return f"- {head}  {kind}: {flow}" if len(flow) < 110 else text
 
 
 def figure_tables(report: dict[str, Any], limit: int = 12) -> tuple[list[tuple[str, str]], list[FigureTable]]:

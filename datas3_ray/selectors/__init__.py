@@ -6,13 +6,32 @@ from typing import Any
 
 from datas3_ray.errors import UsageError, checked, did_you_mean
 from datas3_ray.selectors.base import Selector
+from datas3_ray.selectors.blind_coreset import BlindCoreset
+from datas3_ray.selectors.caption_words import CaptionWords
+from datas3_ray.selectors.clip_score import ClipScore
+from datas3_ray.selectors.datacomp_basic import DataCompBasic
 from datas3_ray.selectors.density_pruning import DensityPruning
+from datas3_ray.selectors.domain_classifier import DomainClassifier
 from datas3_ray.selectors.everything import Everything
+from datas3_ray.selectors.exact_dedup import ExactDedup
 from datas3_ray.selectors.expert import Expert
+from datas3_ray.selectors.gotd import GOTD
+from datas3_ray.selectors.hash_dedup import HashDedup
 from datas3_ray.selectors.image_align import ImageAlign
+from datas3_ray.selectors.import_score import ImportScore
 from datas3_ray.selectors.importance_resampling import ImportanceResampling
+from datas3_ray.selectors.k_center import KCenter
+from datas3_ray.selectors.match_dist import MatchDist
+from datas3_ray.selectors.match_label import MatchLabel
+from datas3_ray.selectors.moderate import Moderate
+from datas3_ray.selectors.near_neighbors import NearNeighbors
+from datas3_ray.selectors.nearest_cluster import NearestCluster
 from datas3_ray.selectors.random import Random
+from datas3_ray.selectors.rds_plus import RDSPlus
 from datas3_ray.selectors.semdedup import SemDeDup
+from datas3_ray.selectors.ssp import SSP
+from datas3_ray.selectors.stratified import Stratified
+from datas3_ray.selectors.tsds import TSDS
 
 SELECTORS: dict[str, type[Selector]] = {
     selector.method: selector
@@ -24,6 +43,25 @@ SELECTORS: dict[str, type[Selector]] = {
         SemDeDup,
         DensityPruning,
         ImportanceResampling,
+        ClipScore,
+        ImportScore,
+        Stratified,
+        ExactDedup,
+        HashDedup,
+        SSP,
+        Moderate,
+        MatchLabel,
+        MatchDist,
+        BlindCoreset,
+        TSDS,
+        RDSPlus,
+        NearNeighbors,
+        GOTD,
+        DomainClassifier,
+        KCenter,
+        DataCompBasic,
+        CaptionWords,
+        NearestCluster,
     )
 }
 

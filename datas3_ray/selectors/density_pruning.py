@@ -70,8 +70,9 @@ class DensityPruning(Selector):
         distance = np.nan_to_num(clustering.mean_distance) * clustering.sizes
         intra, inter = centroid_statistics(clustering.centroids, clustering.sizes, distance, self.neighbours)
         quota = dbp_counts(intra, inter, clustering.sizes, total, self.tau)
-        dealing = Dealing.plan(clustering.sizes, self.bucket_rows, splittable=False)
-        buckets = deal(inputs.view, clustering.mapped.parts, dealing, vectors=False)
+        dealing = Dealing.plan(clustering.sizes, self.bucket_rows)
+        keyed = Order("hard").keyed(inputs.view, clustering.mapped.parts)
+        buckets = deal(inputs.view, keyed, dealing, vectors=False)
         farthest = ray.remote(_farthest)
         answers = [farthest.remote(quota, *pieces) for pieces in buckets]
         mapped = collect(inputs.view, clustering.mapped, answers, _finish)
@@ -85,7 +86,7 @@ class DensityPruning(Selector):
 
 
 def _farthest(quota: np.ndarray, *pieces: dict[str, Any]) -> pa.Table:
-    group = load_group(Order("hard"), pieces)
+    group = load_group(pieces)
     sizes = np.diff(group.offsets)
     rank = np.arange(len(group)) - np.repeat(group.offsets[:-1], sizes)
     allowed = quota[group.cluster]

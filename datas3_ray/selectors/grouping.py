@@ -1,24 +1,32 @@
 """Work on all rows of a cluster together, whatever fragments they are in, and bring the answers back in row order.
 
 Each fragment's rows are dealt into buckets of whole clusters; a task a bucket does the work; then each fragment
-collects its own rows' answers. A bucket is bounded, and what goes back is narrow.
+collects its own rows' answers. A bucket is bounded: a cluster too large for one is cut, in the order of its rows, into
+pieces that have a bucket each. What goes back is narrow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from datas3_ray.kernels.hashing import hash64, id_words
+from datas3_ray.kernels.hashing import hash64, id_words, uniform
 from datas3_ray.kernels.ranking import rank_words
 from datas3_ray.kernels.similarity import normalize
 from datas3_ray.lake.view import Fragment, Mapped, View
+from datas3_ray.runtime import gather
+from datas3_ray.selectors.duplicates import Preference
 
 BUCKET_ROWS = 100_000
+BUCKET_BYTES = 1 << 28
+"""Of the vectors that one task holds at most, and a task may hold two buckets."""
+SAMPLED = 2_000
+"""Rows a piece that are looked at to see where a cluster is cut."""
+_NATURAL = ("hard", "easy", "random")
 
 
 @dataclass
@@ -27,16 +35,18 @@ class Group:
 
     Attributes
     ----------
-    ids : ndarray of object, cluster : ndarray of int32, similarity : ndarray of float32
+    ids : pyarrow.Array of string, cluster : ndarray of int32, key : ndarray of float64
     offsets : ndarray of int64
         Where each cluster begins, and the end.
     vectors : ndarray of shape (n, d) or None
         Unit vectors, when they were asked for.
+    part, position : ndarray
+        The fragment that each row came from, and its place there.
     """
 
-    ids: np.ndarray
+    ids: pa.Array
     cluster: np.ndarray
-    similarity: np.ndarray
+    key: np.ndarray
     offsets: np.ndarray
     vectors: np.ndarray | None
     part: np.ndarray
@@ -53,62 +63,90 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Order:
+    """How rows rank inside their cluster.
+
+    ``keep`` is "hard" (farthest from the centroid first), "easy" (nearest first), "random" (by a hash of seed and
+    id), or a numeric column: its best value first, rows without a value last. Ties go to the smaller id.
+    """
+
+    keep: str
+    seed: int = 0
+    higher_is_better: bool = True
+
+    def preference(self) -> Preference:
+        """The column to rank by; without one, rows have no preference."""
+        return Preference(None if self.keep in _NATURAL else self.keep, self.higher_is_better)
+
+    def keyed(self, view: View, assigned: list[Any]) -> list[Any]:
+        """References to the parts with a column ``key`` (float64): smaller comes first."""
+        return view.zip(with_key, assigned, self).parts
+
+
+def with_key(fragment: Fragment, part: pa.Table, order: Order) -> pa.Table:
+    """A fragment's part with its rows' ``key``."""
+    if order.preference().columns():
+        preference = order.preference()
+        values = [preference.of(rows) for rows in fragment.batches(preference.columns())]
+        key = -np.concatenate([np.empty(0), *values])
+    elif order.keep == "random":
+        key = hash64(id_words(part.column("id")), seed=order.seed, stream="order").astype(np.float64)
+    else:
+        similarity = part.column("similarity").to_numpy().astype(np.float64)
+        key = similarity if order.keep == "hard" else -similarity
+    return part.append_column("key", pa.array(key, pa.float64()))
+
+
+@dataclass(frozen=True)
 class Dealing:
-    """Which bucket each cluster goes to; a cluster too big for one bucket is dealt over ``pieces`` of them by id."""
+    """Which bucket each row goes to: its cluster's, or that of its piece of the cluster.
+
+    ``edges`` has, for each cluster that was cut, where its second piece and those after it begin.
+    """
 
     bucket: np.ndarray
-    pieces: np.ndarray
     buckets: int
+    edges: dict[int, np.ndarray] = field(default_factory=dict)
 
     @staticmethod
-    def plan(sizes: np.ndarray, bucket_rows: int, splittable: bool) -> Dealing:
-        """Clusters in order of their id fill buckets up to ``bucket_rows`` rows each."""
-        pieces = np.maximum(1, -(-sizes // bucket_rows)) if splittable else np.ones(len(sizes), np.int64)
+    def plan(sizes: np.ndarray, bucket_rows: int, keyed: list[Any] | None = None) -> Dealing:
+        """Clusters in order of their number fill buckets up to ``bucket_rows`` rows each.
+
+        ``keyed`` are the parts (id, cluster, key) by which larger clusters are cut; without them they stay whole.
+        """
+        big = {int(cluster): int(-(-sizes[cluster] // bucket_rows)) for cluster in np.flatnonzero(sizes > bucket_rows)}
+        edges = _edges(keyed, big, sizes) if keyed is not None and big else {}
         bucket = np.zeros(len(sizes), np.int64)
         at, filled = 0, 0
         for cluster, size in enumerate(sizes):
-            if pieces[cluster] > 1:
+            if cluster in edges:
                 at += filled > 0
-                bucket[cluster], at, filled = at, at + int(pieces[cluster]), 0
+                bucket[cluster], at, filled = at, at + len(edges[cluster]) + 1, 0
                 continue
             if filled and filled + size > bucket_rows:
                 at, filled = at + 1, 0
             bucket[cluster] = at
             filled += int(size)
-        return Dealing(bucket, pieces, at + (filled > 0))
+        return Dealing(bucket, at + (filled > 0), edges)
 
-    def of(self, clusters: np.ndarray, ids: pa.Array) -> np.ndarray:
-        """Bucket of each row."""
+    def of(self, part: pa.Table) -> np.ndarray:
+        """Bucket of each row of a part."""
+        clusters = part.column("cluster").to_numpy()
         bucket = self.bucket[clusters]
-        pieces = self.pieces[clusters]
-        if (pieces > 1).any():
-            bucket = bucket + (hash64(id_words(ids), seed=0, stream="pieces") % pieces.astype(np.uint64)).astype(int)
+        for cluster, edges in self.edges.items():
+            rows = np.flatnonzero(clusters == cluster)
+            if len(rows):
+                bucket[rows] += np.searchsorted(edges, _places(part.take(pa.array(rows))), side="right")
         return bucket
 
-    def big(self) -> list[list[int]]:
-        """Buckets of each cluster that was split."""
-        split = np.flatnonzero(self.pieces > 1)
-        return [list(range(self.bucket[c], self.bucket[c] + self.pieces[c])) for c in split]
+    def cut(self) -> list[list[int]]:
+        """Buckets of each cluster that was cut, in the order of its rows."""
+        return [list(range(self.bucket[c], self.bucket[c] + len(edges) + 1)) for c, edges in self.edges.items()]
 
 
-@dataclass(frozen=True)
-class Order:
-    """How rows rank inside their cluster: by distance to the centroid, by its reverse, or at random."""
-
-    keep: str
-    seed: int = 0
-
-    def key(self, similarity: np.ndarray, ids: pa.Array) -> np.ndarray:
-        """Smaller comes first; ties go to the smaller id."""
-        if self.keep == "hard":
-            return similarity.astype(np.float64)
-        if self.keep == "easy":
-            return -similarity.astype(np.float64)
-        return hash64(id_words(ids), seed=self.seed, stream="order").astype(np.float64)
-
-    def words(self, similarity: np.ndarray, ids: pa.Array) -> np.ndarray:
-        """Key and id as words (n, 1 + w) uint64 whose lexicographic order is the order of the rows."""
-        return rank_words(-self.key(similarity, ids), ids)
+def bucket_rows_for(dimensions: int, at_most: int = BUCKET_ROWS) -> int:
+    """Rows of a bucket, so that wide vectors take no more memory than narrow ones."""
+    return max(1, min(at_most, BUCKET_BYTES // (4 * dimensions)))
 
 
 def lexicographic(words: np.ndarray) -> np.ndarray:
@@ -116,20 +154,14 @@ def lexicographic(words: np.ndarray) -> np.ndarray:
     return np.lexsort([words[:, column] for column in range(words.shape[1] - 1, -1, -1)])
 
 
-def stack_words(pieces: list[np.ndarray]) -> np.ndarray:
-    """Words of different widths as one array; a missing word is zero, as in a shorter id."""
-    width = max(piece.shape[1] for piece in pieces)
-    return np.concatenate([np.pad(piece, ((0, 0), (0, width - piece.shape[1]))) for piece in pieces])
-
-
-def deal(view: View, assigned: list[Any], dealing: Dealing, *, vectors: bool) -> list[list[Any]]:
+def deal(view: View, keyed: list[Any], dealing: Dealing, *, vectors: bool) -> list[list[Any]]:
     """References to the dealt rows: one list a bucket, one reference a fragment."""
     import ray
 
     task = ray.remote(_deal).options(num_returns=dealing.buckets, num_cpus=1)
     dealt: list[Any] = [
         task.remote(fragment if vectors else None, part, fragment.position, dealing)
-        for fragment, part in zip(view.fragments(), assigned, strict=True)
+        for fragment, part in zip(view.fragments(), keyed, strict=True)
     ]
     if dealing.buckets == 1:
         return [dealt]
@@ -141,70 +173,127 @@ def collect(view: View, assigned: Mapped, answers: list[Any], finish: Callable[.
     import ray
 
     task = ray.remote(_collect).options(num_cpus=1)
-    parts = [task.remote(finish, part, position, args, *answers) for position, part in enumerate(assigned.parts)]
+    parts = [task.remote(finish, part, position, args, answers) for position, part in enumerate(assigned.parts)]
     return Mapped(parts, assigned._counts)
 
 
-def load_group(order: Order, pieces: Sequence[Any]) -> Group:
+def load_group(pieces: Sequence[Any]) -> Group:
     """The dealt pieces of a bucket (or references to them) as one sorted group."""
     import ray
 
     loaded = [ray.get(piece) if isinstance(piece, ray.ObjectRef) else piece for piece in pieces]
-    pieces = [piece for piece in loaded if len(piece["ids"])]
-    ids = pa.concat_arrays([piece["ids"] for piece in pieces])
-    cluster = np.concatenate([piece["cluster"] for piece in pieces])
-    similarity = np.concatenate([piece["similarity"] for piece in pieces])
-    names = np.array(ids.to_pylist(), dtype=object)
-    sort = lexicographic(np.column_stack([cluster.astype(np.uint64), order.words(similarity, ids)]))
+    pieces = [piece for piece in loaded if piece["rows"].num_rows] or loaded[:1]
+    rows = pa.concat_tables([piece["rows"] for piece in pieces])
+    ids = rows.column("id").combine_chunks()
+    cluster = rows.column("cluster").to_numpy()
+    words = rank_words(-rows.column("key").to_numpy(), ids)
+    sort = lexicographic(np.column_stack([cluster.astype(np.uint64), words]))
     cluster = cluster[sort]
-    starts = np.flatnonzero(np.r_[True, cluster[1:] != cluster[:-1]])
-    have_vectors = pieces[0]["vectors"] is not None
+    starts = np.flatnonzero(np.r_[True, cluster[1:] != cluster[:-1]]) if len(cluster) else np.empty(0, np.int64)
     return Group(
-        names[sort],
+        ids.take(pa.array(sort)),
         cluster,
-        similarity[sort],
+        rows.column("key").to_numpy()[sort],
         np.r_[starts, len(cluster)],
-        np.concatenate([piece["vectors"] for piece in pieces])[sort] if have_vectors else None,
-        np.concatenate([np.full(len(piece["ids"]), piece["part"]) for piece in pieces])[sort],
+        _gathered([piece["vectors"] for piece in pieces], sort) if pieces[0]["vectors"] is not None else None,
+        np.concatenate([np.full(piece["rows"].num_rows, piece["part"]) for piece in pieces])[sort],
         np.concatenate([piece["position"] for piece in pieces])[sort],
     )
 
 
 def answer(group: Group, **columns: Any) -> pa.Table:
-    """What a bucket's work found, to be brought back: one value a row of the group in each column."""
-    return pa.table({"part": group.part, "position": group.position, **columns})
+    """What a bucket's work found, to be brought back: one value a row of the group in each column, part by part."""
+    rows = pa.table({"part": group.part, "position": group.position, **columns})
+    return rows.take(pa.array(np.lexsort([group.position, group.part])))
+
+
+def _gathered(pieces: list[np.ndarray], sort: np.ndarray) -> np.ndarray:
+    """The rows of all pieces in another order, without another copy of them all."""
+    out = np.empty((len(sort), pieces[0].shape[1]), np.float32)
+    place = np.empty(len(sort), np.int64)
+    place[sort] = np.arange(len(sort))
+    at = 0
+    for piece in pieces:
+        out[place[at : at + len(piece)]] = piece
+        at += len(piece)
+    return out
+
+
+def _places(part: pa.Table) -> np.ndarray:
+    """Key and id of each row as bytes that sort as the rows do."""
+    words = rank_words(-part.column("key").to_numpy(), part.column("id"))
+    return np.ascontiguousarray(words.astype(">u8")).view(f"S{8 * words.shape[1]}")[:, 0]
+
+
+def _edges(keyed: list[Any], big: dict[int, int], sizes: np.ndarray) -> dict[int, np.ndarray]:
+    """Where each big cluster is cut into about equal pieces, by a sample of its rows; any cut gives the same answer."""
+    import ray
+
+    rates = {cluster: min(1.0, SAMPLED * pieces / float(sizes[cluster])) for cluster, pieces in big.items()}
+    sample = ray.remote(_sample)
+    sampled = gather(sample.remote(part, rates) for part in keyed)
+    edges = {}
+    for cluster, pieces in big.items():
+        found = np.sort(np.concatenate([part[cluster] for part in sampled]))
+        at = np.arange(1, pieces) * len(found) // pieces
+        # The smallest row that was seen cuts nothing off, so that no piece is empty.
+        edges[cluster] = np.unique(found[at][found[at] > found[0]]) if len(found) else found
+    return edges
+
+
+def _sample(part: pa.Table, rates: dict[int, float]) -> dict[int, np.ndarray]:
+    clusters = part.column("cluster").to_numpy()
+    found = {}
+    for cluster, rate in rates.items():
+        rows = part.take(pa.array(np.flatnonzero(clusters == cluster)))
+        drawn = uniform(hash64(id_words(rows.column("id")), seed=0, stream="edges")) <= rate
+        found[cluster] = _places(rows.filter(pa.array(drawn)))
+    return found
 
 
 def _deal(fragment: Fragment | None, part: pa.Table, position: int, dealing: Dealing) -> Any:
-    ids = part.column("id").combine_chunks()
-    ids = ids if isinstance(ids, pa.Array) else pa.concat_arrays(ids.chunks)
-    cluster = part.column("cluster").to_numpy()
-    similarity = part.column("similarity").to_numpy()
-    vectors = None
-    if fragment is not None and len(ids):
-        vectors = np.concatenate([normalize(batch)[0] for _, batch in fragment.vectors()])
-    bucket = dealing.of(cluster, ids) if len(ids) else np.empty(0, np.int64)
-    out = []
-    for number in range(dealing.buckets):
-        rows = np.flatnonzero(bucket == number)
-        out.append(
-            {
-                "ids": ids.take(pa.array(rows)),
-                "cluster": cluster[rows],
-                "similarity": similarity[rows],
-                "vectors": vectors[rows] if vectors is not None else None,
-                "part": position,
-                "position": rows,
-            }
-        )
+    part = part.select(["id", "cluster", "key"]).combine_chunks()
+    bucket = dealing.of(part)
+    places = np.split(np.argsort(bucket, kind="stable"), np.cumsum(np.bincount(bucket, minlength=dealing.buckets))[:-1])
+    vectors = _dealt_vectors(fragment, bucket, places) if fragment is not None else [None] * dealing.buckets
+    out = [
+        {"rows": part.take(pa.array(rows)), "vectors": mine, "part": position, "position": rows}
+        for rows, mine in zip(places, vectors, strict=True)
+    ]
     return out[0] if dealing.buckets == 1 else tuple(out)
 
 
-def _collect(
-    finish: Callable[..., pa.Table], part: pa.Table, position: int, args: tuple[Any, ...], *answers: pa.Table
-) -> pa.Table:
-    import pyarrow.compute as pc
+def _dealt_vectors(fragment: Fragment, bucket: np.ndarray, places: list[np.ndarray]) -> list[np.ndarray | None]:
+    """Unit vectors of each bucket's rows, filled in batch by batch."""
+    out: list[np.ndarray] = []
+    filled = np.zeros(len(places), np.int64)
+    at = 0
+    for _, batch in fragment.vectors():
+        if not out:
+            out = [np.empty((len(rows), batch.shape[1]), np.float32) for rows in places]
+        unit = normalize(batch)[0]
+        mine = bucket[at : at + len(unit)]
+        at += len(unit)
+        sort = np.argsort(mine, kind="stable")
+        counts = np.bincount(mine, minlength=len(places))
+        ends = np.cumsum(counts)
+        for number in np.flatnonzero(counts):
+            rows = sort[ends[number] - counts[number] : ends[number]]
+            out[number][filled[number] : filled[number] + len(rows)] = unit[rows]
+        filled += counts
+    return [*out] if out else [None] * len(places)
 
-    mine = pa.concat_tables([table.filter(pc.equal(table.column("part"), position)) for table in answers])
-    mine = mine.sort_by("position").drop_columns(["part", "position"])
+
+def _collect(
+    finish: Callable[..., pa.Table], part: pa.Table, position: int, args: tuple[Any, ...], answers: list[Any]
+) -> pa.Table:
+    import ray
+
+    found = []
+    for reference in answers:  # one after the other, so that no task holds all answers
+        table = ray.get(reference)
+        first, last = np.searchsorted(table.column("part").to_numpy(), [position, position + 1])
+        found.append(table.slice(first, last - first).take(pa.array(np.arange(last - first))))
+        del table
+    mine = pa.concat_tables(found).sort_by("position").drop_columns(["part", "position"])
     return finish(part, mine, *args)

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from datas3_ray.clustering import Clustering, KMeansConfig, cluster
-from datas3_ray.kernels.pairwise import cross_prior_max, merge_max, prior_max, prior_max_groups
-from datas3_ray.runtime import device, gather, matrix_task
+from datas3_ray.clustering import KMeansConfig, cluster
+from datas3_ray.errors import UsageError
+from datas3_ray.kernels.pairwise import largest_kept
+from datas3_ray.kernels.ranking import resolve_size
+from datas3_ray.lake.aligned import aligned_refs
+from datas3_ray.lake.view import Mapped
+from datas3_ray.runtime import ensure_ray, gather
 from datas3_ray.selectors.base import Inputs, Outcome, Seed, Selector, Size
-from datas3_ray.selectors.grouping import (
-    BUCKET_ROWS,
-    Dealing,
-    Group,
-    Order,
-    answer,
-    collect,
-    deal,
-    lexicographic,
-    load_group,
-    stack_words,
-)
+from datas3_ray.selectors.earlier import Rule, compare
+from datas3_ray.selectors.grouping import BUCKET_ROWS, Order, bucket_rows_for, collect
+
+if TYPE_CHECKING:
+    from datas3_ray.lake import Lake, Selection, Table
+
+MILLION = 1_000_000
+EPS = 0.03
 
 
 class SemDeDup(Selector):
@@ -39,20 +39,33 @@ class SemDeDup(Selector):
         Vector column.
     clusters : int, optional
         Clusters of the k-means; one for each 1,000 rows of the table by default.
+    centroids : str, optional
+        In its place, the table of centroids that an earlier clustering left in the lake (``datas3 show`` of a
+        selection names it): its centroids are used, and none are trained.
     eps : float, optional
         Radius in cosine distance, in (0, 1]; larger removes more. 0.03 unless ``size`` is given.
     size : int or float, optional
-        Keep exactly this many rows instead, those of smallest M.
-    keep : {"hard", "easy", "random"}
-        Order inside a cluster: farthest from the centroid first (the paper's), nearest first, or by a seeded hash.
+        Keep exactly this many rows instead, those of smallest M. For the paper's rule only.
+    rule : {"paper", "leader", "components"}
+        ``leader``: only kept rows count as earlier ones, so a removed row removes nobody, and every removed row has a
+        kept one within eps. ``components``: rows that are linked within eps, directly or through others, are one
+        group, of which the first stays.
+    keep : str
+        Order inside a cluster: ``hard``, farthest from the centroid first (the paper's); ``easy``, nearest first;
+        ``random``, by a seeded hash; or a numeric column, its best value first and rows without one last;
+        ``resolution`` is width times height.
+    higher_is_better : bool
+        Whether the largest or the smallest value of the column ``keep`` is the best.
     seed, iterations : int
         Of the k-means, and of the random order.
 
     Notes
     -----
-    The score is 1 - M, so another ``eps`` or size is a filter on the finished selection: :meth:`Selection.resize`.
-    Columns: ``cluster``, ``similarity`` (to the centroid), ``max_similarity`` (M) and ``duplicate_of`` (the earlier
-    row that gives M; a duplicate when M > 1 - eps).
+    Under the paper's rule the score is 1 - M, so another ``eps`` or size is a filter on the finished selection:
+    :meth:`Selection.resize`, and :meth:`eps_for` says which eps keeps a size. After rows were added, :meth:`update`
+    compares only those. Columns: ``cluster``, ``similarity`` (to the centroid), ``max_similarity`` (M; to an earlier
+    kept row under ``leader``) and ``duplicate_of`` (the earlier row that gives it, a duplicate when M > 1 - eps; under
+    ``components`` the row of its group that stays).
 
     >>> SemDeDup(column="clip", clusters=100, eps=0.03).keep
     'hard'
@@ -64,120 +77,151 @@ class SemDeDup(Selector):
 
     column: str
     clusters: int | None = Field(default=None, ge=1)
+    centroids: str | None = None
     eps: float | None = Field(default=None, gt=0, le=1)
     size: Size | None = None
-    keep: Literal["hard", "easy", "random"] = "hard"
+    rule: Literal["paper", "leader", "components"] = "paper"
+    keep: str = "hard"
+    higher_is_better: bool = True
     seed: Seed = 0
     iterations: int = Field(default=20, ge=1)
 
     @model_validator(mode="after")
-    def _one_cut(self) -> SemDeDup:
+    def _one_of_each(self) -> SemDeDup:
         if self.eps is not None and self.size is not None:
             raise ValueError("give either eps or size, not both")
+        if self.clusters is not None and self.centroids is not None:
+            raise ValueError("give either clusters or centroids, not both")
+        if self.size is not None and self.rule != "paper":
+            raise ValueError(f"size goes with rule: paper; what rule: {self.rule} keeps depends on eps, so give eps")
         return self
+
+    def check(self, lake: Lake, table: Table, query: Table | None) -> None:
+        """The vector column, the column to rank by and the centroids must be there."""
+        super().check(lake, table, query)
+        self.order().preference().check(table)
+        if self.centroids is not None:
+            _check_centroids(lake, self.centroids, table, self.column)
+
+    def order(self) -> Order:
+        """How rows rank inside their cluster."""
+        return Order(self.keep, self.seed, self.higher_is_better)
 
     def choose(self, inputs: Inputs) -> Outcome:
         """Cluster, deal the rows of each cluster together, and find each row's nearest earlier row."""
         clusters = self.clusters or max(1, round(inputs.table.count_rows() / 1000))
         config = KMeansConfig(clusters=clusters, seed=self.seed, iterations=self.iterations)
-        clustering = cluster(inputs.lake, inputs.view, inputs.fingerprint(), config)
-        order = Order(self.keep, self.seed)
-        answers = nearest_earlier(inputs, clustering, order, self.bucket_rows)
-        eps = None if self.size is not None else self.eps if self.eps is not None else 0.03
-        scored = collect(inputs.view, clustering.mapped, answers, _finish, eps)
-        report = {"clusters": clustering.name, "largest_cluster": int(clustering.sizes.max()), "eps": eps}
-        return Outcome(scored, size=self.size, resizable=True, report=report)
+        clustering = cluster(inputs.lake, inputs.view, inputs.fingerprint(), config, centroids=self.centroids)
+        rows = bucket_rows_for(clustering.centroids.shape[1], self.bucket_rows)
+        keyed = self.order().keyed(inputs.view, clustering.mapped.parts)
+        rule = Rule(self.rule, largest_kept(self.eps or EPS))
+        answers = compare(inputs.view, keyed, clustering.sizes, rule, rows)
+        scored = collect(inputs.view, clustering.mapped, answers, finish, self.cut_eps())
+        report = {"clusters": clustering.name, "largest_cluster": int(clustering.sizes.max())}
+        return self.outcome(scored, report)
+
+    def cut_eps(self) -> float | None:
+        """The eps that decides; None where a size does."""
+        return None if self.size is not None else self.eps if self.eps is not None else EPS
+
+    def outcome(self, scored: Mapped, report: dict[str, Any]) -> Outcome:
+        """Aligned answers as what the method found."""
+        report = {**report, "centroids": self.centroids or report["clusters"], "eps": self.cut_eps()}
+        return Outcome(scored, size=self.size, resizable=self.rule == "paper", report=report)
+
+    def update(
+        self, lake: Lake, table: str, *, since: str | Selection, name: str | None = None, replace: bool = False
+    ) -> Selection:
+        """The selection after rows were added to the table, with the centroids that ``since`` was made with.
+
+        Only the new rows are compared, with their clusters and among themselves; the answer is that of
+        :meth:`select` with those ``centroids``. Where rows were changed or removed since, where many are new, or under
+        another rule than the paper's, all rows are compared, with the same answer.
+
+        Parameters
+        ----------
+        since : str or Selection
+            An earlier selection of the same table by this method, made without ``within``; ``eps`` and ``size`` may
+            differ, the other parameters may not.
+        name, replace
+            As for :meth:`select`; the name of ``since`` itself may be given with ``replace=True``.
+
+        Raises
+        ------
+        UsageError
+            When ``since`` was made otherwise.
+        """
+        from datas3_ray.selectors.semdedup_update import Update
+
+        before = lake.selection(since) if isinstance(since, str) else since
+        return Update.of(self, before, table).select(lake, table, name=name, replace=replace)
+
+    @staticmethod
+    def eps_for(selection: Selection, size: int | float) -> float:
+        """The largest eps at which a finished selection keeps at least ``size`` rows: a count, or a share.
+
+        Rows with the same M stay or go together, so it may keep a few more. Nothing is computed anew.
+
+        Raises
+        ------
+        UsageError
+            When the selection was not made by this method's paper rule, or no eps keeps so many rows.
+        """
+        if selection.method != SemDeDup.method or not selection.lineage().get("resizable"):
+            raise UsageError(f"selection '{selection.name}' was not made by semdedup with rule: paper.")
+        eligible = selection.lineage()["counts"]["eligible"]
+        wanted = resolve_size(size, eligible)
+        ensure_ray()
+        import ray
+
+        tally = ray.remote(_tally)
+        pairs = gather(tally.remote(part) for part in aligned_refs(selection.table)[1])
+        largest, count = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
+        order = np.argsort(largest, kind="stable")
+        kept = np.cumsum(count[order])
+        place = int(np.searchsorted(kept, wanted))
+        distinct = int(count[largest < MILLION].sum())
+        if wanted > distinct:
+            raise UsageError(
+                f"selection '{selection.name}' has {distinct} rows that are no exact copy of another of {eligible}; "
+                f"no eps keeps {wanted}."
+            )
+        return (MILLION - int(largest[order][place])) / MILLION if wanted else 1.0
 
 
-def nearest_earlier(inputs: Inputs, clustering: Clustering, order: Order, bucket_rows: int = BUCKET_ROWS) -> list[Any]:
-    """References to one answer a bucket: each row's largest cosine to an earlier row of its cluster, and that row."""
-    import ray
-
-    dealing = Dealing.plan(clustering.sizes, bucket_rows, splittable=True)
-    buckets = deal(inputs.view, clustering.mapped.parts, dealing, vectors=True)
-    split = {bucket for cluster_buckets in dealing.big() for bucket in cluster_buckets}
-    whole = ray.remote(_whole_clusters).options(**matrix_task())
-    answers = [whole.remote(order, *pieces) for number, pieces in enumerate(buckets) if number not in split]
-    for cluster_buckets in dealing.big():
-        answers += _split_cluster(order, [buckets[number] for number in cluster_buckets])
-    return answers
+def _check_centroids(lake: Lake, name: str, table: Table, column: str) -> None:
+    centroids = lake.table(name)
+    if centroids.kind != "centroids":
+        raise UsageError(f"table '{name}' is of kind {centroids.kind}; the name of a table of centroids is needed.")
+    of, wanted = centroids.require_vector("vector"), table.require_vector(column)
+    if of != wanted or centroids.lineage().get("column") != column:
+        raise UsageError(
+            f"the centroids '{name}' are of column '{centroids.lineage().get('column')}' with {of} dimensions, and "
+            f"column '{column}' of table '{table.name}' has {wanted}."
+        )
 
 
-def _whole_clusters(order: Order, *pieces: dict[str, Any]) -> pa.Table:
-    group = load_group(order, pieces)
-    similarity, earlier = prior_max_groups(group.matrix(), group.offsets, device=device())
-    return _answer(group, similarity, earlier, group.ids)
+def _millionths(similarity: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    return np.round(similarity.to_numpy().astype(np.float64) * MILLION).astype(np.int64)
 
 
-def _split_cluster(order: Order, buckets: list[list[Any]]) -> list[Any]:
-    """A cluster too big for one task: one task a pair of its pieces, merged by maximum."""
-    import ray
-
-    load = ray.remote(load_group).options(num_cpus=1)
-    groups = [load.remote(order, pieces) for pieces in buckets]
-    ranks, ids = _ranks(order, groups)
-    tile = ray.remote(_tile).options(**matrix_task())
-    pair = ray.remote(_tile).options(num_returns=2, **matrix_task())
-    merge = ray.remote(_merge).options(num_cpus=1)
-    found: list[list[Any]] = [[] for _ in groups]
-    for a in range(len(groups)):
-        found[a].append(tile.remote(groups[a], ranks[a]))
-        for b in range(a):
-            left, right = pair.remote(groups[a], ranks[a], groups[b], ranks[b])
-            found[a].append(left)
-            found[b].append(right)
-    names = ray.put(ids)
-    return [merge.remote(groups[a], names, *found[a]) for a in range(len(groups))]
+def _tally(part: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    return np.unique(_millionths(part.column("max_similarity")), return_counts=True)
 
 
-def _ranks(order: Order, groups: list[Any]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Each row's place in its whole cluster, and the ids in that order; only keys and ids come to the driver."""
-    import ray
-
-    keys = gather(ray.remote(_rank_keys).remote(order, group) for group in groups)
-    words = stack_words([key[0] for key in keys])
-    sort = lexicographic(words)
-    rank = np.empty(len(sort), np.int64)
-    rank[sort] = np.arange(len(sort))
-    ids = np.concatenate([key[1] for key in keys])[sort]
-    return np.split(rank, np.cumsum([len(key[1]) for key in keys])[:-1]), ids
-
-
-def _rank_keys(order: Order, group: Group) -> tuple[np.ndarray, np.ndarray]:
-    return order.words(group.similarity, pa.array(group.ids, pa.string())), group.ids
-
-
-def _tile(a: Group, rank_a: np.ndarray, b: Group | None = None, rank_b: np.ndarray | None = None) -> Any:
-    """(cosine, rank of the earlier row) for the rows of one piece against itself, or of two against each other."""
-    if b is None or rank_b is None:
-        similarity, earlier = prior_max(a.matrix(), device=device())
-        return similarity, np.where(earlier >= 0, rank_a[earlier], -1)
-    return cross_prior_max(a.matrix(), rank_a, b.matrix(), rank_b, device=device())
-
-
-def _merge(group: Group, ids: np.ndarray, *found: tuple[np.ndarray, np.ndarray]) -> pa.Table:
-    similarity, earlier = found[0]
-    for other in found[1:]:
-        similarity, earlier = merge_max((similarity, earlier), other)
-    return _answer(group, similarity, earlier, ids)
-
-
-def _answer(group: Group, similarity: np.ndarray, earlier: np.ndarray, ids: np.ndarray) -> pa.Table:
-    """The answers of a group's rows; ``earlier`` are places in ``ids``, -1 where there is no earlier row."""
-    names = pa.array(ids[earlier], pa.string(), mask=earlier < 0)
-    return answer(group, max_similarity=pa.array(similarity, pa.float32()), duplicate_of=names)
-
-
-def _finish(part: pa.Table, answers: pa.Table, eps: float | None) -> pa.Table:
-    similarity = np.round(answers.column("max_similarity").to_numpy().astype(np.float64), 6)
+def finish(part: pa.Table, answers: pa.Table, eps: float | None) -> pa.Table:
+    """The selection's rows of one fragment: what is known of them, and whether they stay where ``eps`` decides."""
+    similarity = _millionths(answers.column("max_similarity"))
     columns = {
         "id": part.column("id"),
-        "score": 1.0 - similarity,
+        "score": (MILLION - similarity) / MILLION,
         "cluster": part.column("cluster"),
         "similarity": part.column("similarity"),
         "max_similarity": answers.column("max_similarity"),
         "duplicate_of": answers.column("duplicate_of"),
     }
-    if eps is not None:
-        columns["keep"] = ~(similarity > 1.0 - eps)
+    if "keep" in answers.schema.names:
+        columns["keep"] = answers.column("keep")
+    elif eps is not None:
+        columns["keep"] = similarity <= largest_kept(eps)
     return pa.table(columns)

@@ -9,8 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datas3_ray.kernels import _tiles
-from datas3_ray.kernels.pairwise import PriorMax, cross_prior_max, merge_max, prior_max, prior_max_groups
+from datas3_ray.kernels import _tiles, pairwise, screen
+from datas3_ray.kernels.pairwise import (
+    PriorMax,
+    cross_max,
+    cross_prior_max,
+    largest_kept,
+    merge_max,
+    prior_max,
+    prior_max_groups,
+)
 from datas3_ray.kernels.similarity import normalize
 
 
@@ -89,6 +97,80 @@ def test_angles_on_the_circle(degrees: tuple[int, ...], maxima: tuple[float, ...
 def test_every_tile_size_gives_the_definition(shape: tuple[int, int, int, str], block: int | None) -> None:
     x = vectors(*shape)
     same(prior_max(x, block), brute(x))
+
+
+@pytest.fixture
+def always_screened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at integers first whatever the size, also where the CPU is slow at it."""
+    monkeypatch.setattr(pairwise, "SCREENED", 1)
+    monkeypatch.setattr(pairwise, "has_integer_units", lambda: True)
+
+
+@pytest.mark.usefixtures("always_screened")
+@pytest.mark.parametrize("kind", ["random", "copies", "near", "chain", "tight"])
+@pytest.mark.parametrize("block", [1, 7, 64, 1000])
+@pytest.mark.parametrize("d", [1, 3, 24, 96, 100])
+def test_screening_in_integers_gives_the_definition(kind: str, block: int, d: int) -> None:
+    for n in (1, 2, 90):
+        x = vectors(n, max(d, 2), n + d, kind)
+        same(prior_max(x, block), brute(x))
+
+
+@pytest.mark.usefixtures("always_screened")
+@pytest.mark.parametrize("constant", ["CROWDED", "WAITING", "PATIENCE"])
+@pytest.mark.parametrize("kind", ["random", "copies", "near", "tight"])
+def test_screening_gives_up_in_time_with_the_same_answer(
+    constant: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screen, constant, 0)
+    monkeypatch.setattr(pairwise, "SCREEN_BLOCK", 50)
+    x = vectors(400, 32, 5, kind)
+    same(prior_max(x, 64), brute(x))
+
+
+@pytest.mark.usefixtures("always_screened")
+def test_coordinates_that_stand_out_do_not_mislead_the_screen() -> None:
+    x = vectors(300, 64, 4, "near")
+    x[:, 5] += 3
+    x[::3, 9] *= 50
+    x[7] = np.eye(64)[3]
+    x = normalize(x)[0]
+    same(prior_max(x), brute(x))
+
+
+def test_the_bound_of_the_screen_holds() -> None:
+    for kind in ("random", "near", "chain", "tight"):
+        rows = torch.from_numpy(vectors(200, 48, 1, kind))
+        looked = screen.Screen(rows)
+        space = screen.Workspace(200, 200)
+        cosines = space.product(looked, 0, 200, looked, 0, 200).numpy() * looked.step[:, None]
+        exact = rows.double() @ rows.double().T
+        off = np.abs(cosines - exact.numpy()).max(1)
+        assert (off <= looked.bound(0, 200, looked, 0, 200)).all()
+
+
+@pytest.mark.parametrize("screened", [False, True])
+@given(SHAPES, SHAPES, st.sampled_from([3, 16, None]))
+@settings(max_examples=40, deadline=None)
+def test_an_earlier_piece_as_a_whole(screened: bool, left: Any, right: Any, block: int | None) -> None:
+    x = vectors(left[0], right[1], left[2], left[3])
+    y = vectors(right[0], right[1], right[2], right[3])
+    before = pairwise.SCREENED, pairwise.has_integer_units
+    pairwise.SCREENED, pairwise.has_integer_units = (1, lambda: True) if screened else (10**9, before[1])
+    try:
+        found = cross_max(x, y, block)
+    finally:
+        pairwise.SCREENED, pairwise.has_integer_units = before
+    cosines = np.round(np.clip(x.astype(float) @ y.astype(float).T, -1, 1) * 1e6)
+    best = np.maximum(cosines.max(1), 0)
+    first = np.where(best > 0, cosines.argmax(1), -1)
+    same(found, PriorMax((best / 1e6).astype(np.float32), first.astype(np.int64)))
+
+
+def test_the_largest_cosine_kept_is_decimal() -> None:
+    for eps in range(1, 1001):
+        assert largest_kept(eps / 1000) == 10**6 - 1000 * eps
+    assert largest_kept(1e-6) == 999_999
 
 
 @given(SHAPES, st.integers(1, 5), st.sampled_from([3, 16, None]))

@@ -81,3 +81,18 @@ def test_unusable_queries_are_left_out_and_reported(lake, make_pool) -> None:
     make_pool(lake, "zeros", ["z"], [[0.0, 0.0]])
     with pytest.raises(UsageError, match="query table 'zeros' has no usable vector"):
         ImageAlign(column="vec", size=1).select(lake, "pool", query="zeros")
+
+
+@pytest.mark.parametrize(("threshold", "kept"), [(0.45, {"B"}), (0.38, {"B", "C"}), (0.6, set())])
+def test_known_thresholds_of_the_mean(known, threshold, kept) -> None:
+    """Mean cosines: A 1.1 / 3, B 0.5, C 0.4."""
+    selector = ImageAlign(column="vec", form="mean", threshold=threshold)
+    assert set(selector.select(known, "pool", query="query").ids().to_pylist()) == kept
+
+
+def test_a_threshold_can_be_cut_by_size_afterwards(known) -> None:
+    for form in ("order_statistic", "mean"):
+        selection = ImageAlign(column="vec", form=form, x=1, threshold=-1.0).select(known, "pool", query="query")
+        assert len(selection) == 3
+        by_size = ImageAlign(column="vec", form=form, x=1, size=2).select(known, "pool", query="query")
+        assert selection.resize(2).ids().to_pylist() == by_size.ids().to_pylist()

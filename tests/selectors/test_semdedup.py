@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from datas3_ray.errors import UsageError
-from datas3_ray.selectors import SemDeDup
+from datas3_ray.selectors import Random, SemDeDup
+from datas3_ray.selectors import semdedup_update as update_module
 
 
 def circle(degrees: list[float]) -> np.ndarray:
@@ -87,6 +88,216 @@ def test_a_finished_selection_answers_every_eps(lake, make_pool) -> None:
     scores = dict(zip(first.column("id").to_pylist(), first.column("score").to_pylist(), strict=True))
     second = SemDeDup(column="vec", clusters=4, eps=0.05).select(lake, "pool")
     assert set(second.ids().to_pylist()) == {name for name, score in scores.items() if score >= 0.05 - 1e-9}
+
+
+def near_duplicates(rows: int, seed: int, d: int = 12) -> np.ndarray:
+    """Unit rows around a few centres, many nearly the same, some the same."""
+    rng = np.random.default_rng(seed)
+    base = np.random.default_rng(77).normal(size=(25, d))
+    vectors = base[rng.integers(0, 25, rows)] + 0.2 * rng.normal(size=(rows, d))
+    vectors[: rows // 8] = vectors[rows // 2 : rows // 2 + rows // 8]
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def clusters_in_order(table, keys=None):
+    """Ids of each cluster as the rows rank, from a finished selection; ``keys`` in place of the similarity."""
+    rows = table.to_pylist()
+    keys = keys or {row["id"]: row["similarity"] for row in rows}
+    rows.sort(key=lambda row: (row["cluster"], keys[row["id"]], row["id"].encode()))
+    groups: dict[int, list[str]] = {}
+    for row in rows:
+        groups.setdefault(row["cluster"], []).append(row["id"])
+    return list(groups.values())
+
+
+@pytest.mark.parametrize("rule", ["leader", "components"])
+def test_other_rules_equal_brute_force_whole_and_split(lake, make_pool, monkeypatch, rule) -> None:
+    vectors = near_duplicates(240, 1)
+    ids = [f"n{i:03}" for i in range(240)]
+    make_pool(lake, "pool", ids, vectors, fragments=3)
+    cosine = dict(zip(ids, vectors.astype(np.float64), strict=True))
+    tables = []
+    for bucket_rows in (100_000, 30, 11):
+        monkeypatch.setattr(SemDeDup, "bucket_rows", bucket_rows)
+        selector = SemDeDup(column="vec", clusters=4, eps=0.08, rule=rule)
+        tables.append(selector.select(lake, "pool", name=f"{rule}-{bucket_rows}").to_arrow())
+    assert tables[0].equals(tables[1])
+    assert tables[0].equals(tables[2])
+    found = {row["id"]: row for row in tables[0].to_pylist()}
+    for names in clusters_in_order(tables[0]):
+        near = {a: [b for b in names if b != a and round(cosine[a] @ cosine[b], 6) > 0.92] for a in names}
+        kept: list[str] = []
+        group: dict[str, str] = {}
+        for name in names:
+            if rule == "leader":
+                if not any(other in kept for other in near[name]):
+                    kept.append(name)
+            elif name not in group:
+                kept.append(name)
+                todo = [name]
+                while todo:
+                    one = todo.pop()
+                    if one not in group:
+                        group[one] = name
+                        todo += near[one]
+        assert [name for name in names if found[name]["keep"]] == kept
+        for name in set(names) - set(kept):
+            if rule == "leader":
+                assert found[name]["duplicate_of"] in kept
+                assert cosine[name] @ cosine[found[name]["duplicate_of"]] > 0.92 - 1e-6
+            else:
+                assert found[name]["duplicate_of"] == group[name]
+    kept = {name for name, row in found.items() if row["keep"]}
+    paper = set(SemDeDup(column="vec", clusters=4, eps=0.08).select(lake, "pool").ids().to_pylist())
+    assert paper < kept if rule == "leader" else kept < paper
+
+
+def test_a_column_says_which_duplicate_stays(lake, make_pool) -> None:
+    rng = np.random.default_rng(4)
+    vectors = np.repeat(rng.normal(size=(20, 8)), 2, axis=0) + 1e-3 * rng.normal(size=(40, 8))
+    ids = [f"{i:02}" for i in range(40)]
+    sharpness = rng.permutation(40).astype(float)
+    sharpness[4] = np.nan
+    columns = {"sharpness": sharpness, "width": [10 + i % 7 for i in range(40)], "height": [30 - i for i in range(40)]}
+    make_pool(lake, "pool", ids, vectors, fragments=2, **columns)
+
+    def stays(**parameters):
+        selection = SemDeDup(column="vec", clusters=3, eps=0.01, **parameters).select(lake, "pool")
+        assert len(selection) == 20
+        return {int(name) for name in selection.ids().to_pylist()}
+
+    best = np.where(np.isnan(sharpness), -1, sharpness).reshape(-1, 2)
+    assert stays(keep="sharpness") == set((2 * np.arange(20) + best.argmax(1)).tolist())
+    worst = np.where(np.isnan(sharpness), 99, sharpness).reshape(-1, 2)
+    assert stays(keep="sharpness", higher_is_better=False) == set((2 * np.arange(20) + worst.argmin(1)).tolist())
+    area = (np.array(columns["width"]) * np.array(columns["height"])).reshape(-1, 2)
+    assert stays(keep="resolution") == set((2 * np.arange(20) + area.argmax(1)).tolist())
+    with pytest.raises(UsageError, match="table 'pool' has no column 'sharpnes'.*Did you mean 'sharpness'"):
+        SemDeDup(column="vec", keep="sharpnes").select(lake, "pool")
+    with pytest.raises(UsageError, match="column 'id' of table 'pool' is string; a column of numbers is needed"):
+        SemDeDup(column="vec", keep="id").select(lake, "pool")
+
+
+def test_eps_for_a_size_is_the_other_way_round(lake, make_pool) -> None:
+    make_pool(lake, "pool", [f"{i:03}" for i in range(120)], near_duplicates(120, 2), fragments=3)
+    selection = SemDeDup(column="vec", clusters=4, eps=0.05).select(lake, "pool")
+    distinct = sum(row["max_similarity"] < 1 for row in selection.to_arrow().to_pylist())
+    assert 90 < distinct < 120
+    for size in (1, 40, 60, 0.5, distinct):
+        eps = SemDeDup.eps_for(selection, size)
+        count = round(size * 120) if isinstance(size, float) else size
+        assert len(SemDeDup(column="vec", clusters=4, eps=eps).select(lake, "pool")) >= count
+        if eps < 1:
+            assert len(SemDeDup(column="vec", clusters=4, eps=eps + 1e-6).select(lake, "pool")) < count
+    with pytest.raises(UsageError, match=f"has {distinct} rows that are no exact copy .* no eps keeps {distinct + 1}"):
+        SemDeDup.eps_for(selection, distinct + 1)
+    with pytest.raises(UsageError, match="was not made by semdedup with rule: paper"):
+        SemDeDup.eps_for(Random(size=5).select(lake, "pool"), 3)
+
+
+def test_an_eps_is_taken_to_the_last_digit(lake, make_pool) -> None:
+    """1 - 0.07 is less than 0.93 in binary: a cosine of just 0.93 is a distance of 0.07 and not nearer."""
+    vectors = np.array([[1, 0], [0.93, np.sqrt(1 - 0.93**2)]])
+    make_pool(lake, "pool", ["a", "b"], vectors)
+    assert len(SemDeDup(column="vec", clusters=1, eps=0.07).select(lake, "pool")) == 2
+    assert len(SemDeDup(column="vec", clusters=1, eps=0.070002).select(lake, "pool")) == 1
+
+
+@pytest.mark.parametrize("keep", ["hard", "random", "sharpness"])
+def test_an_update_equals_a_full_run_with_the_same_centroids(lake, make_pool, monkeypatch, keep) -> None:
+    monkeypatch.setattr(update_module, "BATCH_ROWS", 37)
+    rng = np.random.default_rng(3)
+    old, new = near_duplicates(300, 1), near_duplicates(40, 2)
+    new[:12] = old[rng.permutation(300)[:12]]  # copies of old rows, of each other and of neither
+    new[12:15] = new[15]
+    new[30] = 0  # unusable
+    names = rng.permutation(340)
+    ids = [f"r{names[i]:03}" for i in range(340)]
+    sharpness = rng.integers(0, 9, 340).astype(float)
+    make_pool(lake, "pool", ids[:300], old, fragments=4, sharpness=sharpness[:300])
+    selector = SemDeDup(column="vec", clusters=5, eps=0.05, keep=keep)
+    first = selector.select(lake, "pool", name="first")
+    make_pool(lake, "pool", ids[300:], new, fragments=2, sharpness=sharpness[300:])
+    updated = selector.update(lake, "pool", since="first", name="updated")
+    centroids = first.lineage()["report"]["centroids"]
+    assert updated.lineage()["report"]["new_rows"] == 39
+    whole = SemDeDup(column="vec", centroids=centroids, eps=0.05, keep=keep).select(lake, "pool", name="whole")
+    assert "new_rows" not in whole.lineage()["report"]
+    assert updated.to_arrow().equals(whole.to_arrow())
+    assert updated.lineage()["counts"] == whole.lineage()["counts"]
+    assert updated.fingerprint == whole.fingerprint
+    before = dict(zip(*(first.to_arrow().column(name).to_pylist() for name in ("id", "duplicate_of")), strict=True))
+    after = dict(zip(*(updated.to_arrow().column(name).to_pylist() for name in ("id", "duplicate_of")), strict=True))
+    assert any(after[name] != before[name] for name in before), "new rows should take a place before some old ones"
+
+
+def test_an_update_may_take_another_size_its_own_name_and_no_new_rows(lake, make_pool) -> None:
+    vectors = near_duplicates(200, 5)
+    make_pool(lake, "pool", [f"{i:03}" for i in range(200)], vectors, fragments=2)
+    SemDeDup(column="vec", clusters=3, eps=0.05).select(lake, "pool", name="dedup")
+    same = SemDeDup(column="vec", size=50).update(lake, "pool", since="dedup", name="fifty")
+    assert len(same) == 50
+    make_pool(lake, "pool", ["x1", "x2"], vectors[:2])
+    again = SemDeDup(column="vec", eps=0.05).update(lake, "pool", since="dedup", name="dedup", replace=True)
+    assert again.lineage()["report"]["new_rows"] == 2
+    make_pool(lake, "pool", ["y"], vectors[5:6])
+    third = SemDeDup(column="vec", eps=0.05).update(lake, "pool", since="dedup", name="third")
+    centroids = again.lineage()["report"]["centroids"]
+    whole = SemDeDup(column="vec", centroids=centroids, eps=0.05).select(lake, "pool", name="whole")
+    assert third.lineage()["report"]["new_rows"] == 1
+    assert third.to_arrow().equals(whole.to_arrow())
+
+
+@pytest.mark.parametrize("change", ["deleted", "held out", "many", "rule"])
+def test_an_update_that_more_than_new_rows_needs_compares_all(lake, make_pool, change) -> None:
+    vectors = near_duplicates(120, 6)
+    make_pool(lake, "pool", [f"{i:03}" for i in range(120)], vectors, fragments=3)
+    rule = {"rule": "leader"} if change == "rule" else {}
+    selector = SemDeDup(column="vec", clusters=3, eps=0.05, **rule)
+    first = selector.select(lake, "pool", name="first")
+    rows = 80 if change == "many" else 3
+    make_pool(lake, "pool", [f"n{i}" for i in range(rows)], vectors[:rows])
+    if change == "deleted":
+        lake.table("pool").dataset.delete("id in ('007', '050')")
+    if change == "held out":
+        from datas3_ray.lake.splits import Split, split_table
+
+        split_table(lake, "pool", "test", Split(where="id in ('007', '050')"))
+    updated = selector.update(lake, "pool", since="first", name="updated")
+    assert "new_rows" not in updated.lineage()["report"]
+    centroids = first.lineage()["report"]["centroids"]
+    whole = SemDeDup(column="vec", centroids=centroids, eps=0.05, **rule).select(lake, "pool", name="whole")
+    assert updated.to_arrow().equals(whole.to_arrow())
+
+
+def test_an_update_of_something_else_is_refused(lake, make_pool) -> None:
+    make_pool(lake, "pool", [f"{i:02}" for i in range(40)], near_duplicates(40, 7))
+    selector = SemDeDup(column="vec", clusters=2, eps=0.05)
+    random = Random(size=30).select(lake, "pool", name="some")
+    selector.select(lake, "pool", name="dedup")
+    selector.select(lake, "pool", name="within", within="some")
+    for changed, since, said in (
+        (selector, random, "was made by random from table 'pool'; an update of semdedup"),
+        (selector, "within", "was made within 'some'; only one made from the whole table"),
+        (SemDeDup(column="vec", keep="easy"), "dedup", "was made with keep: hard, not keep: easy"),
+        (SemDeDup(column="vec", clusters=3), "dedup", "was made with clusters: 2; an update keeps its centroids"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            changed.update(lake, "pool", since=since)
+
+
+def test_centroids_of_another_column_are_refused(lake, make_pool) -> None:
+    make_pool(lake, "pool", [f"{i:02}" for i in range(40)], near_duplicates(40, 7))
+    make_pool(lake, "narrow", [f"{i:02}" for i in range(40)], near_duplicates(40, 7, d=5))
+    name = SemDeDup(column="vec", clusters=2).select(lake, "narrow").lineage()["report"]["centroids"]
+    with pytest.raises(UsageError, match="with 5 dimensions, and column 'vec' of table 'pool' has 12"):
+        SemDeDup(column="vec", centroids=name).select(lake, "pool")
+    with pytest.raises(UsageError, match="table 'pool' is of kind image; the name of a table of centroids is needed"):
+        SemDeDup(column="vec", centroids="pool").select(lake, "pool")
+    with pytest.raises(UsageError, match="give either clusters or centroids, not both"):
+        SemDeDup(column="vec", centroids=name, clusters=3)
+    with pytest.raises(UsageError, match="size goes with rule: paper"):
+        SemDeDup(column="vec", rule="leader", size=3)
 
 
 @pytest.mark.parametrize("keep", ["hard", "easy", "random"])

@@ -1,0 +1,284 @@
+"""A quick look at many cosines in 8-bit integers, which only ever skips what cannot matter.
+
+A unit vector is rounded to whole multiples q of its own step s, and how far it moved, its *error* e, is known. For
+rows a and b the Cauchy-Schwarz inequality gives |cos(a, b) - s_a s_b (q_a . q_b)| <= e_a + (1 + e_a) e_b. The product
+of integers has no rounding of its own, so this bound holds for every tile. What it cannot rule out is computed exactly
+(:mod:`datas3_ray.kernels._tiles`), so the answer is that of the exact computation.
+
+Before rounding, coordinates are mixed by Hadamard matrices, which changes no cosine and evens out the few large
+coordinates that trained encoders have, so that the step is small.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from datas3_ray.kernels._tiles import SCALE, WINDOW, Pairs, Tile, code, improve
+
+if TYPE_CHECKING:
+    import torch
+
+SLACK = 2e-5
+"""More than what float32 adds to the mixing, the errors and the comparisons."""
+CROWDED = 32
+"""Candidates a row above which the whole tile in float32 is cheaper than one dot product each."""
+PATIENCE = 8
+"""Tiles that are looked at before the rows may be taken to be too much alike to screen."""
+
+WAITING = 512
+"""Pairs a row that may be set aside before they are settled."""
+
+_MIXED = 64
+_ROWS = 4096
+_PAIRS = 2048
+
+
+@cache
+def has_integer_units() -> bool:
+    """Whether this CPU multiplies 8-bit integers several times as fast as float32 numbers."""
+    import torch
+
+    if not hasattr(torch, "_int_mm"):
+        return False
+    capabilities = getattr(torch.cpu, "get_capabilities", None)
+    if capabilities is not None:
+        found = capabilities()
+        return any(found.get(unit) for unit in ("avx512_vnni", "avx_vnni", "amx_int8"))
+    supported = getattr(torch.cpu, "_is_vnni_supported", None)
+    return bool(supported()) if supported is not None else False
+
+
+class Screen:
+    """Unit rows as 8-bit integers, and how far each row is from them.
+
+    Attributes:
+        rows: float32 (n, d), unit, on the CPU.
+        whole: int8 (n, d).
+        step: float32 (n,), what one of its integers is worth in each row.
+        error: float32 (n,), the distance of each row from ``step * whole``.
+
+    >>> import torch
+    >>> screen = Screen(torch.eye(4))
+    >>> tuple(screen.whole.shape), bool((screen.error < 0.01).all())
+    ((4, 4), True)
+    """
+
+    def __init__(self, rows: torch.Tensor) -> None:
+        import torch
+
+        n, d = rows.shape
+        self.rows = rows
+        self.whole = torch.empty((n, d), dtype=torch.int8)
+        self.step = np.empty(n, np.float32)
+        self.error = np.empty(n, np.float32)
+        self.tiles = self.crowded = 0
+        for start in range(0, n, _ROWS):
+            mixed = _mixed(rows[start : start + _ROWS])
+            step = mixed.abs().amax(1, keepdim=True).div_(127)
+            near = (mixed / step).round_()
+            stop = start + len(mixed)
+            self.whole[start:stop] = near
+            self.step[start:stop] = step[:, 0]
+            self.error[start:stop] = torch.linalg.vector_norm(mixed.sub_(near.mul_(step)), dim=1)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def bound(self, top: int, bottom: int, other: Screen, first: int, last: int) -> npt.NDArray[np.float64]:
+        """float64 (bottom - top,): how far cosines with the other's rows may be from the products of the integers."""
+        error = self.error[top:bottom].astype(np.float64)
+        return error + (1 + error) * float(other.error[first:last].max(initial=0)) + SLACK
+
+    @property
+    def useless(self) -> bool:
+        """Whether the rows turned out to be so much alike that little can be skipped."""
+        return self.tiles >= PATIENCE and 2 * self.crowded > self.tiles
+
+
+class Workspace:
+    """Memory for tiles of up to ``lines`` by ``columns``, used over and over: fresh memory costs more than the sums."""
+
+    def __init__(self, lines: int, columns: int) -> None:
+        import torch
+
+        self._whole = torch.empty(lines * columns, dtype=torch.int32)
+        self._cosines = torch.empty(lines * columns, dtype=torch.float32)
+        self._mask = np.empty(lines * columns, bool)
+
+    def product(self, left: Screen, top: int, bottom: int, right: Screen, first: int, last: int) -> torch.Tensor:
+        """float32 (bottom - top, last - first): cosines of left and right rows, in steps of the left row."""
+        import torch
+
+        shape = (bottom - top, last - first)
+        whole, cosines = (memory[: shape[0] * shape[1]].view(shape) for memory in (self._whole, self._cosines))
+        torch._int_mm(left.whole[top:bottom], right.whole[first:last].T, out=whole)
+        torch.mul(whole, torch.from_numpy(right.step[first:last]), out=cosines)
+        return cosines
+
+    def at_least(self, product: torch.Tensor, limit: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """Flat places of the entries of a product (b, c) that reach their line's limit (b,)."""
+        mask = self._mask[: product.numel()].reshape(product.shape)
+        return np.flatnonzero(np.greater_equal(product.numpy(), limit.astype(np.float32)[:, None], out=mask))
+
+
+class Search:
+    """The most similar right row of each of some left rows, sought tile by tile.
+
+    Each tile sets aside the pairs that may be their line's largest so far; only :meth:`finish` computes cosines, of the
+    few that are still in question.
+
+    Args:
+        left, right: the two sides; may be the same.
+        top, bottom: the left rows looked at.
+        best: int64 (bottom - top,), their codes, raised in place.
+        pairs: exact cosines of rows of left and right.
+        space: memory for the tiles.
+    """
+
+    def __init__(
+        self, left: Screen, top: int, bottom: int, right: Screen, best: torch.Tensor, pairs: Pairs, space: Workspace
+    ) -> None:
+        self.left, self.top, self.bottom, self.right = left, top, bottom, right
+        self.best, self.pairs, self.space = best, pairs, space
+        self._step = left.step[top:bottom].astype(np.float64)
+        self._low = np.zeros(bottom - top)  # what each line has at least, from the products seen
+        self._found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]] = []
+        self._waiting = 0
+
+    def tile(self, first: int, last: int, hidden: torch.Tensor | None = None) -> None:
+        """Look at the right rows ``first`` to ``last``, but for the pairs in the mask ``hidden``."""
+        import torch
+
+        product = self.space.product(self.left, self.top, self.bottom, self.right, first, last)
+        if hidden is not None:
+            product.masked_fill_(hidden, -torch.inf)
+        self.left.tiles += 1
+        bound = self.left.bound(self.top, self.bottom, self.right, first, last)
+        # Every line has a cosine of at least its largest product less the bound, so what is further below is out.
+        np.maximum(self._low, product.amax(1).numpy() * self._step - bound, out=self._low)
+        found = self.space.at_least(product, (np.maximum(self._low, _beats(self.best)) - bound) / self._step)
+        if len(found) == 0:
+            return
+        line, column = np.divmod(found, last - first)
+        crowded = np.bincount(line, minlength=len(self._low)) > CROWDED
+        if crowded.any():
+            self.left.crowded += 2 * int(crowded.sum()) > len(crowded)
+            self._dense(np.flatnonzero(crowded), first, last, hidden)
+            sparse = ~crowded[line]
+            found, line, column = found[sparse], line[sparse], column[sparse]
+        upper = product.numpy().reshape(-1)[found] * self._step[line] + bound[line]
+        self._found.append((line, column + first, upper))
+        self._waiting += len(line)
+        if self._waiting > WAITING * len(self._low):
+            self.finish()
+
+    def finish(self) -> None:
+        """Settle the pairs that were set aside."""
+        if not self._found:
+            return
+        line, column, upper = (np.concatenate(parts) for parts in zip(*self._found, strict=True))
+        self._found, self._waiting = [], 0
+        kept = np.flatnonzero(upper >= self._least()[line])
+        if len(kept) == 0:
+            return
+        order = kept[np.lexsort((-upper[kept], line[kept]))]
+        line, column, upper = line[order], column[order], upper[order]
+        # Each line's most promising pair first: its cosine usually rules out nearly all others.
+        first = _starts(line)
+        self._raise(line[first], column[first])
+        rest = upper >= self._least()[line]
+        rest[first] = False
+        self._raise(line[rest], column[rest])
+
+    def _raise(self, line: npt.NDArray[np.int64], column: npt.NDArray[np.int64]) -> None:
+        """Raise the codes by pairs (lines ascending); float32 leaves out those that cannot be a line's largest."""
+        import torch
+
+        if len(line) == 0:
+            return
+        cosines = dots(self.left.rows, line + self.top, self.right.rows, column)
+        starts = _starts(line)
+        peak = np.repeat(np.maximum.reduceat(cosines, starts), np.diff(starts, append=len(line)))
+        kept = np.flatnonzero(cosines >= np.maximum(self._least()[line], peak) - WINDOW)
+        lines, columns = torch.from_numpy(line[kept]), torch.from_numpy(column[kept])
+        codes = code(self.pairs.keys(lines + self.top, columns), columns)
+        self.best.scatter_reduce_(0, lines, codes, "amax")
+
+    def _least(self) -> npt.NDArray[np.float64]:
+        """Below this no pair that was set aside matters; as large as the best does, since its column may be earlier."""
+        return np.maximum(self._low, ((self.best.numpy() >> 32) - (SCALE + 1) - 0.5) / SCALE)
+
+    def _dense(self, lines: npt.NDArray[np.int64], first: int, last: int, hidden: torch.Tensor | None) -> None:
+        """Lines with too many candidates in a tile, by a float32 product."""
+        import torch
+
+        chosen = torch.from_numpy(lines)
+        left = self.left.rows[self.top : self.bottom].index_select(0, chosen)
+        right = self.right.rows[first:last]
+        cosines = left @ right.T
+        if hidden is not None:
+            cosines.masked_fill_(hidden.index_select(0, chosen), -torch.inf)
+
+        def exact(asked: torch.Tensor) -> torch.Tensor:
+            return left[asked].double() @ right.double().T
+
+        mine = self.best[chosen]
+        improve(mine, Tile(cosines, chosen + self.top, torch.full_like(chosen, first), exact), self.pairs)
+        self.best[chosen] = mine
+
+
+def dots(
+    left: torch.Tensor, i: npt.NDArray[np.int64], right: torch.Tensor, j: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """float32 cosines of pairs of unit rows, off by less than half of WINDOW."""
+    import torch
+
+    found = np.empty(len(i), np.float32)
+    for start in range(0, len(i), _PAIRS):
+        span = slice(start, start + _PAIRS)
+        a = left.index_select(0, torch.from_numpy(i[span])).numpy()
+        b = right.index_select(0, torch.from_numpy(j[span])).numpy()
+        found[span] = np.matmul(a[:, None, :], b[:, :, None])[:, 0, 0]
+    return found
+
+
+def _starts(lines: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Where each run of equal numbers begins."""
+    return np.flatnonzero(np.concatenate([[True], lines[1:] != lines[:-1]]))
+
+
+def _beats(best: torch.Tensor) -> npt.NDArray[np.float64]:
+    """The least cosines in later columns that would beat the codes; at cosine 1 none does."""
+    key = (best.numpy() >> 32) - (SCALE + 1)
+    return np.where(key == SCALE, np.inf, (key + 0.5) / SCALE)
+
+
+def _mixed(rows: torch.Tensor) -> torch.Tensor:
+    """float32 (n, d): the rows in a basis in which no coordinate stands out; the same for every batch."""
+    n, d = rows.shape
+    inner = _hadamard(_power(d, _MIXED))
+    outer = _hadamard(_power(d // len(inner), _MIXED))
+    mixed = rows.reshape(-1, len(inner)) @ inner
+    if len(outer) > 1:
+        mixed = mixed.view(n, -1, len(outer), len(inner)).transpose(2, 3).reshape(-1, len(outer)) @ outer
+    return mixed.view(n, d)
+
+
+def _power(d: int, most: int) -> int:
+    """The largest power of two up to ``most`` that divides d."""
+    return min(most, d & -d) if d else 1
+
+
+@cache
+def _hadamard(size: int) -> torch.Tensor:
+    """An orthogonal Hadamard matrix."""
+    import torch
+
+    matrix = torch.ones((1, 1))
+    while len(matrix) < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix / len(matrix) ** 0.5
