@@ -24,7 +24,7 @@ from datas3_ray.training.metrics import metric as find_metric
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake, Selection
     from datas3_ray.training.config import SweepConfig
-    from datas3_ray.training.models import Prepared
+    from datas3_ray.training.contract import Prepared
     from datas3_ray.training.sweep import Deployment
     from datas3_ray.training.tuning import Trial
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from datas3_ray.errors import UsageError
 from datas3_ray.training.config import SweepConfig
-from datas3_ray.training.models import Point
+from datas3_ray.training.contract import Point
 from datas3_ray.training.models import model as find_model
 from datas3_ray.training.progress import Listener, SweepProgress, listening
 from datas3_ray.training.results import Sweep, finished_rows, result_rows

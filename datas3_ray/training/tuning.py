@@ -22,9 +22,9 @@ import ray
 from ray import tune
 
 from datas3_ray.errors import Datas3Error
+from datas3_ray.training.contract import Outcome, Point, TestScore
 from datas3_ray.training.keeper import Work, keeping
 from datas3_ray.training.metrics import metric as find_metric
-from datas3_ray.training.models import Outcome, Point, TestScore
 from datas3_ray.training.models import model as find_model
 from datas3_ray.training.progress import Listener, SweepProgress
 

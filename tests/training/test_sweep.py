@@ -17,7 +17,7 @@ from datas3_ray.errors import Datas3Error, UsageError
 from datas3_ray.lake.schemas import RESULTS
 from datas3_ray.training.config import SweepConfig
 from datas3_ray.training.metrics import accuracy, recode
-from datas3_ray.training.models import Outcome, Point
+from datas3_ray.training.contract import Outcome, Point
 from datas3_ray.training.probe import load_probe
 from datas3_ray.training.results import best_points
 from datas3_ray.training.sweep import Deployment, SweepProgress, run_sweep, sweep_is_done
