@@ -47,7 +47,8 @@ class SweepConfig(BaseModel):
     validation : float
         Share of a selection's labelled rows held out to choose the epoch and the hyper-parameters.
     validation_on : {"train", "query"}
-        ``query``: the deployment's labelled query rows choose in their place, and nothing is held out.
+        ``query``: the scores on each deployment's labelled query rows choose the hyper-parameters there; the held-out
+        rows still choose the epoch.
     report_best : {"validation", "test"}
         ``test``: the winner is chosen by its test score, as published results often are; the results say so.
     sampling : {"shuffle", "balanced", "rs2"}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,6 +95,7 @@ def fit_probe(
     classes: Sequence[str],
     settings: ProbeSettings,
     on_epoch: Callable[[Epoch], None] | None = None,
+    on_logits: Callable[[int, int, np.ndarray], None] | None = None,
     device: str | None = None,
 ) -> Fit:
     """Train a probe and return it as it was after its best epoch on validation.
@@ -115,6 +116,9 @@ def fit_probe(
         Learning rate, epochs and the like.
     on_epoch : callable, optional
         Called with each :class:`Epoch`.
+    on_logits : callable, optional
+        Called after each epoch as ``on_logits(epoch, first, logits)`` for one block of training rows after another:
+        float32 (b, c) of the rows ``train[first : first + b]``, by the weights as they are then.
     device : str, optional
         A torch device; by default CUDA where there is any, else the CPU.
 
@@ -164,6 +168,9 @@ def fit_probe(
             on_epoch(epoch)
         if not math.isfinite(train_loss):
             raise ValueError(f"the training loss is {train_loss} in epoch {number}; a smaller lr may help")
+        if on_logits is not None:
+            for first, block in _logit_blocks(data.x, data.train, weight, bias, scale):
+                on_logits(number, first, block.cpu().numpy())
         key = (value if score.higher_is_better else -value, -validation_loss)
         if key > best_key:
             best_key, best, best_state = key, epoch, (weight.clone(), bias.clone())
@@ -180,6 +187,14 @@ def fit_probe(
         settings.normalize,
     )
     return Fit(probe, best.epoch, best.validation, tuple(history))
+
+
+def feature_lengths(x: np.ndarray | torch.Tensor, train: np.ndarray, settings: ProbeSettings) -> np.ndarray:
+    """Lengths (t,) of the training rows' vectors ``x[train]``, scaled as :func:`fit_probe` scales them; float32."""
+    vectors, rows = _tensor(x), torch.tensor(train, dtype=torch.int64)
+    scale = _Scale.fit(vectors, rows, settings)
+    parts = [torch.linalg.vector_norm(scale(vectors[part]), dim=1) for part in rows.split(CHUNK_ROWS)]
+    return torch.cat(parts).numpy() if parts else np.empty(0, np.float32)
 
 
 def save_probe(probe: Probe, path: str) -> None:
@@ -271,13 +286,22 @@ def _logits(
     bias: torch.Tensor,
     scale: _Scale,
 ) -> torch.Tensor:
-    count = len(x) if rows is None else len(rows)
-    chunks = []
-    for start in range(0, count, CHUNK_ROWS):
+    chunks = [block for _, block in _logit_blocks(x, rows, weight, bias, scale)]
+    return torch.cat(chunks) if chunks else x.new_zeros(0, len(bias))
+
+
+def _logit_blocks(
+    x: torch.Tensor,
+    rows: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    scale: _Scale,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Place of the first row, and logits (b, c), of one block after another."""
+    for start in range(0, len(x) if rows is None else len(rows), CHUNK_ROWS):
         part = slice(start, start + CHUNK_ROWS)
         vectors = scale(x[part].clone() if rows is None else x.index_select(0, rows[part]))
-        chunks.append(torch.addmm(bias, vectors, weight.t()))
-    return torch.cat(chunks) if chunks else x.new_zeros(0, len(bias))
+        yield start, torch.addmm(bias, vectors, weight.t())
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,11 @@ from datas3_ray.errors import UsageError, did_you_mean
 from datas3_ray.training.contract import Model
 
 MODELS = {
+    "clip": "Clip",
+    "resnet50": "ResNet50",
+    "vit_lora": "VitLora",
     "vit_linear_probe": "VitLinearProbe",
+    "yolov8n": "Yolov8n",
 }
 """Name of each model, which is its file's, and its class."""
 

@@ -1,0 +1,395 @@
+"""The detector on the synthetic world's boxes: it learns, offline, and every mistake is one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from datas3_ray import Lake
+from datas3_ray.errors import Datas3Error, UsageError
+from datas3_ray.sources.boxes import BOXES
+from datas3_ray.sources.synthetic import World, generate
+from datas3_ray.training import yolo
+from datas3_ray.training.config import SweepConfig
+from datas3_ray.training.contract import Outcome, Point
+from datas3_ray.training.detection_data import DetectionImages
+from datas3_ray.training.models.yolov8n import Yolov8n, _settings
+from datas3_ray.training.sweep import Deployment, run_sweep
+from datas3_ray.training.yolo_offline import offline
+from datas3_ray.training.yolo_weights import detector, load_detector, read_detector_weights, rebuilt
+
+pytest.importorskip("ultralytics", reason="the extra `detection` (AGPL-3.0) is not installed")
+
+CONFIG = SweepConfig(
+    model="yolov8n",
+    label="boxes",
+    grid={"batch_size": 16, "lr": 0.003},
+    options={"image_size": 64, "optimizer": "adamw"},
+    epochs=26,
+    patience=26,
+    weight_decay=0.0005,
+)
+QUICK = CONFIG.model_copy(update={"epochs": 2})
+
+
+def world_rows(folder: Path, called: Callable[[dict[str, Any]], str]) -> list[dict[str, Any]]:
+    """The world's frames by day as rows of a table, their animals' classes as ``called`` says, and their bursts."""
+    rows = []
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            members = {member.name: member for member in tar}
+            for name, member in members.items():
+                if not name.endswith(".jpg"):
+                    continue
+                content = tar.extractfile(members[f"{name[:-4]}.json"])
+                assert content is not None
+                about = json.load(content)
+                if about["light"] == "day":
+                    boxes = [{**box, "label": called(box)} for box in about["boxes"]]
+                    place = {"uri": str(path), "offset": member.offset_data, "length": member.size}
+                    rows.append({"id": name[:-4], **place, "boxes": boxes, "burst": about["burst"]})
+    return sorted(rows, key=lambda row: str(row["id"]))
+
+
+def as_table(rows: list[dict[str, Any]]) -> pa.Table:
+    kinds = {"id": pa.string(), "uri": pa.string(), "offset": pa.int64(), "length": pa.int64(), "boxes": BOXES.type}
+    return pa.table({name: pa.array([row[name] for row in rows], kind) for name, kind in kinds.items()})
+
+
+def select(lake: Lake, name: str, keep: list[bool] | np.ndarray) -> None:
+    pool = lake.table("pool")
+    ids = pool.to_arrow(["id"]).column("id")
+    lineage = {"method": "handmade", "table": "pool", "inputs": {"pool": pool.version}, "fingerprint": name}
+    lake.write(name, pa.table({"id": ids, "keep": pa.array(keep)}), kind="selection", lineage=lineage)
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("frames")
+    generate(folder, World(images=400, seed=1, sites=1, shards=1, corrupt=0))
+    return world_rows(folder, lambda box: "animal")
+
+
+@pytest.fixture(scope="module")
+def lake(ray_session: None, frames: list[dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Lake:
+    """A pool, and a test table of other bursts; a selection of all and one of 32 frames."""
+    lake = Lake(tmp_path_factory.mktemp("detection") / "lake")
+    bursts = sorted({row["burst"] for row in frames})[::4]
+    pool = [row for row in frames if row["burst"] not in bursts]
+    lake.add("pool", as_table(pool))
+    lake.add("there", as_table([row for row in frames if row["burst"] in bursts]))
+    select(lake, "everything", np.ones(len(pool), bool))
+    select(lake, "few", np.arange(len(pool)) < 32)
+    return lake
+
+
+def job_of(lake: Lake, config: SweepConfig, selection: str = "few", seed: int = 0, lr: float = 0.003) -> yolo.YoloJob:
+    """What the model's worker would get."""
+    import ray
+
+    chosen, tests = {selection: lake.selection(selection)}, {"there": lake.table("there")}
+    prepared = Yolov8n().prepare(lake, config, chosen, tests)
+    images, split, weights = ray.get(list(prepared.training[selection, 0].data))
+    scored = {name: ray.get(one.data) for name, one in prepared.tests.items()}
+    point = Point(0, selection, seed, {"batch_size": 16, "lr": lr})
+    return yolo.YoloJob(selection, images, split, scored, _settings(point, config), weights)
+
+
+@dataclass
+class Trained:
+    """One training in this process, for the tests that look at it."""
+
+    job: yolo.YoloJob
+    outcome: Outcome
+    epochs: list[dict[str, Any]]
+    checkpoint: Path
+
+
+@pytest.fixture(scope="module")
+def trained(lake: Lake, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("trial")
+    model, chosen, tests = Yolov8n(), {"everything": lake.selection("everything")}, {"there": lake.table("there")}
+    prepared = model.prepare(lake, CONFIG, chosen, tests)
+    assert prepared.start == "scratch" and prepared.vector == ""
+    one = prepared.training["everything", 0]
+    assert one.classes == ("animal",) and one.validation_on == "held out" and one.inputs == {"pool": 1}
+    assert one.train_rows + one.validation_rows == len(chosen["everything"])
+    epochs: list[dict[str, Any]] = []
+    point = Point(0, "everything", 0, {"batch_size": 16, "lr": 0.003})
+    data = {name: test.data for name, test in prepared.tests.items()}
+    outcome = model.train(point, CONFIG, one.data, data, epochs.append, str(folder))
+    return Trained(job_of(lake, CONFIG, "everything"), outcome, epochs, folder / model.checkpoint)
+
+
+def test_it_learns_to_find_the_worlds_animals(trained: Trained) -> None:
+    outcome, epochs = trained.outcome, trained.epochs
+    assert [epoch["epoch"] for epoch in epochs] == list(range(1, CONFIG.epochs + 1))
+    assert epochs[0]["validation"]["map50"] < 0.05 and epochs[-1]["train"]["loss"] < 0.8 * epochs[0]["train"]["loss"]
+    test = outcome.tests["there"]
+    assert test.score > 0.3
+    assert 0 < test.figures["map50_95"] < test.score and 0 < test.recall["animal"] <= 1
+    best = epochs[outcome.epoch - 1]["validation"]
+    assert best["map50"] == outcome.validation == max(epoch["validation"]["map50"] for epoch in epochs)
+    assert best["loss"] == outcome.validation_loss and outcome.epochs == CONFIG.epochs
+
+
+def test_the_checkpoint_is_tensors_and_gives_the_score(trained: Trained, tmp_path: Path) -> None:
+    saved = torch.load(trained.checkpoint, weights_only=True)
+    assert (saved["model"], saved["classes"], saved["image_size"]) == ("yolov8n", ["animal"], 64)
+    assert saved["epoch"] == trained.outcome.epoch
+    network = load_detector(trained.checkpoint)
+    assert network.names == {0: "animal"} and not network.training
+    with offline():
+        again = yolo.score(trained.job, network.state_dict(), trained.job.tests["there"], tmp_path / "again")
+    assert again.score == pytest.approx(trained.outcome.tests["there"].score, abs=1e-6)
+
+
+def test_classes_that_the_subset_lacks_count_as_errors(trained: Trained, tmp_path: Path) -> None:
+    images = trained.job.tests["there"]
+    # On every image that has a box there is another one, of a class that was never learnt.
+    order = np.argsort(np.r_[images.owner, images.owner], kind="stable")
+    both = replace(
+        images,
+        owner=np.r_[images.owner, images.owner][order],
+        codes=np.r_[images.codes, images.codes + 1][order],
+        places=np.r_[images.places, images.places][order],
+        classes=("animal", "ghost"),
+    )
+    state = torch.load(trained.checkpoint, weights_only=True)["state_dict"]
+    with offline():
+        found = yolo.score(trained.job, state, both, tmp_path / "both")
+    assert found.score == pytest.approx(trained.outcome.tests["there"].score / 2, abs=1e-6)
+    assert found.recall["ghost"] == 0 < found.recall["animal"]
+
+
+def test_a_budget_of_images_is_kept_to_the_image(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut: list[int] = []
+
+    def counting(batch: dict[str, Any], count: int) -> dict[str, Any]:
+        kept = first_images(batch, count)
+        cut.append(len(kept["img"]))
+        assert len(kept["im_file"]) == count and kept["batch_idx"].max() < count
+        assert len(kept["cls"]) == len(kept["bboxes"]) == len(kept["batch_idx"])
+        return kept
+
+    first_images = yolo.first_images
+    monkeypatch.setattr(yolo, "first_images", counting)
+    config = QUICK.model_copy(update={"samples": 50})
+    job = job_of(lake, config)
+    train = len(job.split.train)
+    assert 25 < train < 32
+    epochs: list[dict[str, Any]] = []
+    outcome, _ = yolo.train_detector(replace(job, tests={}), epochs.append)
+    # An epoch, and of the next one a batch and the rest of the budget.
+    assert outcome.epochs == len(epochs) == 2
+    assert cut == ([50 - train - 16] if train + 16 < 50 else [])
+
+
+def test_the_same_seed_gives_the_same_and_leaves_the_process_as_it_was(lake: Lake) -> None:
+    job = replace(job_of(lake, QUICK), tests={})
+    np.set_printoptions(precision=3)
+    before = np.get_printoptions(), torch.save, repr(torch.tensor([1.5])), torch.get_num_threads(), random.getstate()
+    environment = dict(os.environ)
+    losses = []
+    for seed in (0, 0, 1):
+        epochs: list[dict[str, Any]] = []
+        yolo.train_detector(replace(job, settings=replace(job.settings, seed=seed)), epochs.append)
+        losses.append([epoch["train"]["loss"] for epoch in epochs])
+    after = np.get_printoptions(), torch.save, repr(torch.tensor([1.5])), torch.get_num_threads(), random.getstate()
+    np.set_printoptions(precision=8)
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4) and losses[0] != pytest.approx(losses[2], abs=1e-4)
+    assert before == after and dict(os.environ) == environment
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_no_socket_is_opened_and_nothing_is_written_to_the_home(lake: Lake, tmp_path: Path) -> None:
+    job = job_of(lake, QUICK.model_copy(update={"epochs": 1}))
+    (tmp_path / "job").write_bytes(pickle.dumps(job))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "tmp").mkdir()
+    code = """
+import pickle, sys
+asked = []
+def hook(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "subprocess.Popen", "os.system"):
+        asked.append((event, arguments))
+        raise OSError("there is no network")
+sys.addaudithook(hook)
+from datas3_ray.training.yolo import train_detector
+outcome, _ = train_detector(pickle.load(open(sys.argv[1], "rb")), lambda figures: None)
+print(outcome.epochs, "there" in outcome.tests, asked)
+"""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("YOLO_", "PYTEST", "MPL", "XDG"))
+    }
+    environment |= {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "job")],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "1 True []\n"
+    assert not [path for path in (tmp_path / "home").rglob("*") if "ltralytics" in path.name]
+    assert {path.name for path in tmp_path.iterdir()} == {"job", "home", "tmp"}
+    left = [path.name for path in (tmp_path / "tmp").iterdir() if not path.name.startswith("matplotlib")]
+    assert left == [f"datas3-ultralytics-{os.getuid()}"]
+
+
+@pytest.mark.parametrize("lr", [1e12])
+def test_a_loss_that_diverges_ends_the_trial(lake: Lake, lr: float) -> None:
+    job = replace(job_of(lake, QUICK.model_copy(update={"epochs": 4}), lr=lr), tests={})
+    with pytest.raises(Datas3Error, match=r"the loss became (not a number|infinite) in epoch \d; lower the learning"):
+        yolo.train_detector(replace(job, settings=replace(job.settings, optimizer="SGD")), lambda figures: None)
+
+
+def test_images_that_are_gone_are_one_sentence(lake: Lake) -> None:
+    job = job_of(lake, QUICK)
+    places = job.images.rows.places
+    gone = places.set_column(0, "uri", pa.array(["/nowhere/at/all.tar"] * len(places)))
+    lost: DetectionImages = replace(job.images, rows=replace(job.images.rows, places=gone))
+    with pytest.raises(Datas3Error, match=r"0 of the \d+ training images of selection 'few' can be read"):
+        yolo.train_detector(replace(job, images=lost), lambda figures: None)
+
+
+def test_a_sweep_reports_each_epoch_once(lake: Lake, tmp_path: Path) -> None:
+    deployments = {"there": Deployment("there", "there", None, {"few": "few"})}
+    storage = tmp_path / "runs"
+    rows = run_sweep(lake, QUICK, name="yolo", deployments=deployments, storage=str(storage)).to_pylist()
+    assert [(row["model"], row["metric"], row["best"]) for row in rows] == [("yolov8n", "map50", True)]
+    (progress,) = storage.rglob("result.json")
+    epochs = [json.loads(line) for line in progress.read_text().splitlines()]
+    assert [epoch["epoch"] for epoch in epochs if "epoch" in epoch and "train" in epoch] == [1, 2]
+    assert not [name for epoch in epochs for name in epoch if name.startswith("metrics/")]
+    assert load_detector(rows[0]["checkpoint"]).names == {0: "animal"}
+
+
+# Weights
+
+
+def test_weights_of_ultralytics_own_are_read_without_running_code(tmp_path: Path) -> None:
+    with offline():
+        theirs = detector([f"thing {code}" for code in range(78)] + ["zebra", "hare"])
+        torch.save({"model": None, "ema": theirs, "train_args": {}, "epoch": -1}, tmp_path / "theirs.pt")
+    found = read_detector_weights(str(tmp_path / "theirs.pt"))
+    assert found.classes[-2:] == ("zebra", "hare")
+    with offline():
+        ours = detector(["hare", "owl", "zebra"], found)
+        head, before = ours.state_dict()["model.22.cv3.0.2.weight"], theirs.state_dict()["model.22.cv3.0.2.weight"]
+        assert torch.equal(head[[0, 2]], before[[79, 78]])
+        body = "model.0.conv.weight"
+        assert torch.equal(ours.state_dict()[body], theirs.state_dict()[body])
+        # Its branches are as wide as those for 80 classes; it is built again from its tensors all the same.
+        state = {name: value.clone() for name, value in ours.state_dict().items()}
+        again = rebuilt(replace(found, tensors=state, classes=("hare", "owl", "zebra")))
+        pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            assert torch.equal(again.eval()(pixels)[0], ours.eval()(pixels)[0])
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.mkdir, (os.environ["EVIL_FOLDER"],)
+
+
+def test_weights_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVIL_FOLDER", str(tmp_path / "evil"))
+    torch.save({"ema": Evil()}, tmp_path / "evil.pt")
+    torch.save({"state_dict": {"conv.weight": torch.zeros(2)}}, tmp_path / "other.pt")
+    (tmp_path / "text.pt").write_text("no weights")
+    for name, sentence in (
+        ("evil.pt", "evil.pt' cannot be read as weights"),
+        ("other.pt", "of another architecture than YOLOv8n"),
+        ("text.pt", "text.pt' cannot be read as weights"),
+        ("absent.pt", "does not exist"),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            read_detector_weights(str(tmp_path / name))
+    with pytest.raises(UsageError, match=r"'yolov8n' are no local .* none are downloaded"):
+        read_detector_weights("yolov8n")
+    assert not (tmp_path / "evil").exists()
+
+
+# Mistakes
+
+
+def changed(rows: list[dict[str, Any]], boxes: Callable[[int, list[Any]], Any]) -> pa.Table:
+    return as_table([{**row, "boxes": boxes(place, row["boxes"])} for place, row in enumerate(rows)])
+
+
+def several(place: int, boxes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first 20 frames have owls, the others hares."""
+    return [{**box, "label": "owl" if place < 20 else "hare"} for box in boxes]
+
+
+def test_one_sentence_for_each_mistake(
+    ray_session: None, frames: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = Lake(tmp_path / "lake")
+    pool, rest = frames[:40], frames[40:60]
+    lake.add("pool", changed(pool, several).append_column("label", pa.array(["x"] * 40)))
+    lake.add("there", changed(rest, several))
+    lake.add("empty", changed(rest, lambda place, boxes: []))
+    lake.add("unlabelled", changed(rest, lambda place, boxes: None))
+    lake.add("plain", as_table(rest).drop_columns(["boxes"]))
+    lake.add("again", changed(pool[:3], several))
+    place = np.arange(40)
+    background = np.array([not row["boxes"] for row in pool])
+    for name, keep in (
+        ("all", place >= 0),
+        ("none", place < 0),
+        ("owls", place < 20),
+        ("nothing", background),
+    ):
+        select(lake, name, keep)
+    assert background.any()
+
+    def prepare(selection: str = "all", test: str = "there", **settings: Any) -> Any:
+        config = SweepConfig.model_validate({**CONFIG.model_dump(), **settings})
+        return Yolov8n().prepare(lake, config, {selection: lake.selection(selection)}, {test: lake.table(test)})
+
+    assert prepare().training["all", 0].classes == ("hare", "owl")
+    for sentence, selection, test, settings in (
+        ("selection 'none' keeps 0 rows", "none", "there", {}),
+        ("'nothing' has [0-9]+ labelled images and no box on any", "nothing", "there", {}),
+        (r"'owls' has boxes of one class only \('owl', [0-9]+ boxes\) of the 2", "owls", "there", {}),
+        ("test table 'empty' has no labelled box on any image", "all", "empty", {}),
+        ("test table 'unlabelled' has no labelled box .* 20 without labels", "all", "unlabelled", {}),
+        ("no column 'boxes'", "all", "plain", {}),
+        ("'all' keeps 3 rows of test table 'again'", "all", "again", {}),
+        (
+            "column 'label' of table 'pool' holds string, not boxes .* as 'label': boxes",
+            "all",
+            "pool",
+            {"label": "label"},
+        ),
+        ("sampling = 'rs2' is not possible", "all", "there", {"sampling": "rs2"}),
+        ("weight = 'w' is not possible", "all", "there", {"weight": "w"}),
+        ("workers = 2 is not possible .* takes only 1", "all", "there", {"workers": 2}),
+        ("'yolov8n.pt': that file does not exist", "all", "there", {"weights": "yolov8n.pt"}),
+        ("options.max_boxes = 1;", "all", "there", {"options": {"max_boxes": 1}}),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            prepare(selection, test, **settings)
+    with pytest.raises(UsageError, match="image_size = 100"):
+        prepare(options={"image_size": 100})
+    monkeypatch.setitem(sys.modules, "ultralytics", None)
+    with pytest.raises(UsageError, match=r"AGPL-3\.0 .* pip install 'datas3-ray\[detection\]'"):
+        prepare()
