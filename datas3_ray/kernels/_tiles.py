@@ -34,7 +34,8 @@ NO_EARLIER = ((SCALE + 1) << 32) | 0xFFFFFFFF
 """The code of cosine 0 with no column: only a positive cosine beats it."""
 
 _LOW = 0xFFFFFFFF
-_UNIT_TOLERANCE = 1.5e-7  # what rounding a unit vector to float32 leaves
+UNIT_TOLERANCE = 1.5e-7
+"""What rounding a unit vector to float32 leaves of its norm's distance from 1."""
 _CHUNK = 1024
 
 
@@ -203,7 +204,7 @@ def unit_rows(X: npt.NDArray[Any], name: str, device: str, start: int = 0, stop:
         warnings.simplefilter("ignore", UserWarning)  # arrays out of Arrow are read-only, and only read here
         rows = torch.from_numpy(np.ascontiguousarray(X[start:stop])).to(device=device, dtype=torch.float32)
     norms = _norms(rows)
-    off = ~((norms - 1.0).abs() <= _UNIT_TOLERANCE)
+    off = ~((norms - 1.0).abs() <= UNIT_TOLERANCE)
     if not bool(off.any()):
         return rows
     bad = ~(torch.isfinite(norms) & (norms > 0))

@@ -16,6 +16,7 @@ from datas3_ray.kernels._tiles import (
     DENSE,
     NOTHING,
     SCALE,
+    UNIT_TOLERANCE,
     WINDOW,
     Pairs,
     Tile,
@@ -51,7 +52,8 @@ def normalize(X: npt.ArrayLike) -> tuple[Float32, npt.NDArray[np.bool_]]:
         X: (n, d) float32 or float16.
 
     Returns:
-        unit: float32 (n, d), each row divided by its float64 norm; a row of zeros where there is no direction.
+        unit: float32 (n, d), each row divided by its float64 norm where that is not 1 but for rounding; a row of zeros
+            where there is no direction.
         valid: bool (n,), False for rows that hold NaN or infinity, or are zero.
 
     >>> unit, valid = normalize(np.array([[3, 4], [0, 0], [np.nan, 1]], np.float32))
@@ -59,16 +61,19 @@ def normalize(X: npt.ArrayLike) -> tuple[Float32, npt.NDArray[np.bool_]]:
     ([0.6, 0.8], [True, False, False])
     """
     vectors = matrix(X, "X")
-    unit = np.zeros(vectors.shape, np.float32)
-    valid = np.zeros(len(vectors), bool)
+    unit = np.empty(vectors.shape, np.float32)
+    valid = np.empty(len(vectors), bool)
     for start in range(0, len(vectors), _ROWS_AT_A_TIME):
-        block = vectors[start : start + _ROWS_AT_A_TIME].astype(np.float32).astype(np.float64)
-        norms = _norms(block)
+        part = unit[start : start + _ROWS_AT_A_TIME]
+        part[:] = vectors[start : start + len(part)]
+        norms = _norms(part)
         good = np.isfinite(norms) & (norms > 0)
-        valid[start : start + len(block)] = good
-        block[~good] = 0
-        norms[~good] = 1
-        unit[start : start + len(block)] = block / norms[:, None]
+        valid[start : start + len(part)] = good
+        off = np.flatnonzero(good & (np.abs(norms - 1) > UNIT_TOLERANCE))
+        if len(off):
+            part[off] = part[off].astype(np.float64) / norms[off, None]
+        if not good.all():
+            part[~good] = 0
     return unit, valid
 
 
@@ -87,7 +92,7 @@ def valid_rows(X: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     vectors = matrix(X, "X")
     valid = np.zeros(len(vectors), bool)
     for start in range(0, len(vectors), _ROWS_AT_A_TIME):
-        norms = _norms(vectors[start : start + _ROWS_AT_A_TIME].astype(np.float64))
+        norms = _norms(vectors[start : start + _ROWS_AT_A_TIME])
         valid[start : start + len(norms)] = np.isfinite(norms) & (norms > 0)
     return valid
 
@@ -192,9 +197,9 @@ def mean_cosine(X: npt.ArrayLike, Q: npt.ArrayLike) -> Float32:
     return result
 
 
-def _norms(block: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _norms(block: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     with np.errstate(invalid="ignore", over="ignore"):
-        return np.sqrt(np.einsum("ij,ij->i", block, block))
+        return np.sqrt(np.einsum("ij,ij->i", block, block, dtype=np.float64))
 
 
 class _Cosines:
