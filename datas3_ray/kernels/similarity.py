@@ -40,6 +40,7 @@ STATED_PRECISION = 1 / SCALE
 ROW_BLOCK = 1024
 COLUMN_BLOCK = 4096
 _PADDING = 64
+_SPARSE = 4  # groups of columns, for each of the x cosines that are sought
 _ROWS_AT_A_TIME = 4096
 
 Float32 = npt.NDArray[np.float32]
@@ -245,16 +246,46 @@ def _tile(rows: torch.Tensor, right: torch.Tensor, cosines: _Cosines, first: int
 
 def _order_statistic(rows: torch.Tensor, right: torch.Tensor, cosines: torch.Tensor, x: int) -> npt.NDArray[np.int64]:
     """The x-th largest cosine of each row in whole millionths."""
-    kth = _kth_largest(cosines, x)
-    above = (cosines > (kth + WINDOW)[:, None]).sum(1).cpu().numpy()
-    near = at_least(cosines, kth - WINDOW) & (cosines <= (kth + WINDOW)[:, None])
-    r, c = positions(near)
+    found = _among_large(cosines, x) if cosines.device.type == "cpu" and _SPARSE * x <= len(right) else None
+    if found is None:
+        kth = _kth_largest(cosines, x)
+        above = (cosines > (kth + WINDOW)[:, None]).sum(1).cpu().numpy()
+        r, c = positions(at_least(cosines, kth - WINDOW) & (cosines <= (kth + WINDOW)[:, None]))
+    else:
+        above, r, c = found
     if len(r) > DENSE * len(rows):
         keys = rounded(rows.double() @ right.double().T).cpu().numpy()
         return np.partition(keys, len(right) - x, axis=1)[:, len(right) - x]
     line, keys = r.cpu().numpy(), Pairs(rows, right).keys(r, c).cpu().numpy()
     keys = keys[np.lexsort((-keys, line))]
     return keys[np.searchsorted(line, np.arange(len(rows))) + (x - 1 - above)]
+
+
+def _among_large(cosines: torch.Tensor, x: int) -> tuple[npt.NDArray[np.int64], torch.Tensor, torch.Tensor] | None:
+    """How many cosines of each row are certainly above its x-th largest, and the places of those as large as it.
+
+    The x-th largest of the maxima of some groups of columns is no more than that of all, so only what reaches it is
+    looked at. None where that is too much.
+    """
+    import torch
+
+    n, m = cosines.shape
+    groups = _SPARSE * x
+    largest = cosines[:, : m // groups * groups].unflatten(1, (-1, groups)).amax(1).numpy()
+    least = torch.from_numpy(np.partition(largest, groups - x, axis=1)[:, groups - x].copy())
+    places = np.flatnonzero(at_least(cosines, least - WINDOW).numpy())
+    if len(places) > _SPARSE * x * n:
+        return None
+    line, column = np.divmod(places, m)
+    values = cosines.numpy().reshape(-1)[places]
+    count = np.bincount(line, minlength=n)
+    inside = np.arange(len(line)) - np.repeat(np.cumsum(count) - count, count)
+    table = np.full((n, int(count.max())), -np.inf, np.float32)
+    table[line, inside] = values
+    kth = np.partition(table, table.shape[1] - x, axis=1)[:, table.shape[1] - x][line]
+    near = np.flatnonzero((values >= kth - np.float32(WINDOW)) & (values <= kth + np.float32(WINDOW)))
+    above = np.bincount(line[values > kth + np.float32(WINDOW)], minlength=n)
+    return above, torch.from_numpy(line[near]), torch.from_numpy(column[near])
 
 
 def _kth_largest(cosines: torch.Tensor, x: int) -> torch.Tensor:
