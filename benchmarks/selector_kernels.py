@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from benchmarks.measuring import DIMENSIONS, Figure, Sizes, best_of, clustered, seconds_of
-from datas3_ray.encoders.torch_encoder import cpu_has_bf16
 from datas3_ray.kernels.kmeans import spherical_kmeans
 from datas3_ray.kernels.pairwise import prior_max
 from datas3_ray.kernels.similarity import nearest
@@ -27,10 +26,9 @@ def kmeans(sizes: Sizes) -> Iterator[Figure]:
     faiss.omp_set_num_threads(os.cpu_count() or 1)
     torch.set_num_threads(os.cpu_count() or 1)
     x, k = clustered(sizes.kmeans_rows), sizes.clusters
-    precision = "bfloat16" if cpu_has_bf16() else "float32"
 
     def ours(iterations: int) -> np.ndarray:
-        return spherical_kmeans(x, k, seed=0, iterations=iterations, precision=precision, tolerance=0).centroids
+        return spherical_kmeans(x, k, seed=0, iterations=iterations, tolerance=0).centroids
 
     def theirs(iterations: int) -> np.ndarray:
         found = faiss.Kmeans(

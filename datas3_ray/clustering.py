@@ -24,7 +24,7 @@ from datas3_ray.lake.aligned import aligned_refs, part_positions, write_aligned
 from datas3_ray.lake.cut import apply_cut, find_cut
 from datas3_ray.lake.schemas import fingerprint, matrix, vector_field
 from datas3_ray.lake.view import Counts, Fragment, Mapped, View
-from datas3_ray.runtime import device, gather, matrix_task
+from datas3_ray.runtime import device, gather, idle_cpus, matrix_task
 
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake
@@ -114,7 +114,10 @@ def _trained(view: View, config: KMeansConfig, lineage: dict[str, Any]) -> np.nd
     import ray
 
     sample = sample_vectors(view, config)
-    trained = gather([ray.remote(_train).options(**matrix_task()).remote(sample, config)])[0]
+    resources = matrix_task()
+    if "num_gpus" not in resources:
+        resources = {"num_cpus": idle_cpus()}
+    trained = gather([ray.remote(_train).options(**resources).remote(sample, config, resources["num_cpus"])])[0]
     lineage["objective"] = [round(float(value), 6) for value in trained.objective]
     return np.asarray(trained.centroids)
 
@@ -226,8 +229,17 @@ def _take_part(fragment: Fragment, part: pa.Table, cut: Any) -> tuple[np.ndarray
     return (np.concatenate(ids), np.concatenate(vectors)) if ids else None
 
 
-def _train(sample: np.ndarray, config: KMeansConfig) -> Any:
-    return spherical_kmeans(sample, config.clusters, seed=config.seed, iterations=config.iterations, device=device())
+def _train(sample: np.ndarray, config: KMeansConfig, threads: float) -> Any:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(threads))  # the answer does not depend on it
+    try:
+        return spherical_kmeans(
+            sample, config.clusters, seed=config.seed, iterations=config.iterations, device=device()
+        )
+    finally:
+        torch.set_num_threads(before)
 
 
 def assign_fragment(fragment: Fragment, centroids: np.ndarray) -> pa.Table:

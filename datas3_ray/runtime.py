@@ -89,6 +89,14 @@ def cluster_cpus() -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
+def idle_cpus() -> int:
+    """CPUs that one task can have now, at least 1: the idle ones, but not more than the largest node has."""
+    import ray
+
+    largest = max((node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]), default=1)
+    return max(1, int(min(largest, ray.available_resources().get("CPU", 1))))
+
+
 def cluster_gpus() -> int:
     """GPUs of the whole cluster."""
     import ray

@@ -34,7 +34,8 @@ NO_EARLIER = ((SCALE + 1) << 32) | 0xFFFFFFFF
 """The code of cosine 0 with no column: only a positive cosine beats it."""
 
 _LOW = 0xFFFFFFFF
-_UNIT_TOLERANCE = 1.5e-7  # what rounding a unit vector to float32 leaves
+UNIT_TOLERANCE = 1.5e-7
+"""What rounding a unit vector to float32 leaves of its norm's distance from 1."""
 _CHUNK = 1024
 
 
@@ -68,13 +69,16 @@ class Pairs:
 
         self.left, self.right = left, right
         shape = (_CHUNK, left.shape[1])
-        self._single = torch.empty(shape, dtype=torch.float32, device=left.device)
-        self._double = torch.empty(shape, dtype=torch.float64, device=left.device)
+        if left.device.type != "cpu":
+            self._single = torch.empty(shape, dtype=torch.float32, device=left.device)
+            self._double = torch.empty(shape, dtype=torch.float64, device=left.device)
 
     def keys(self, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
         """int64 (p,): the rounded cosine of left row ``i[p]`` and right row ``j[p]``."""
         import torch
 
+        if self.left.device.type == "cpu":
+            return rounded(torch.from_numpy(self._on_cpu(i.numpy(), j.numpy())))
         dots = torch.empty(len(i), dtype=torch.float64, device=self.left.device)
         for start in range(0, len(i), _CHUNK):
             span = slice(start, min(start + _CHUNK, len(i)))
@@ -84,6 +88,15 @@ class Pairs:
             torch.index_select(self.right, 0, j[span], out=single)
             torch.sum(double.mul_(single), 1, out=dots[span])
         return rounded(dots)
+
+    def _on_cpu(self, i: npt.NDArray[np.int64], j: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """float64 dot products, converted piece by piece while in the cache."""
+        left, right = self.left.numpy(), self.right.numpy()
+        dots = np.empty(len(i))
+        for start in range(0, len(i), _CHUNK):
+            span = slice(start, start + _CHUNK)
+            np.einsum("ij,ij->i", left[i[span]], right[j[span]], dtype=np.float64, out=dots[span])
+        return dots
 
 
 def rounded(cosines: torch.Tensor) -> torch.Tensor:
@@ -203,7 +216,7 @@ def unit_rows(X: npt.NDArray[Any], name: str, device: str, start: int = 0, stop:
         warnings.simplefilter("ignore", UserWarning)  # arrays out of Arrow are read-only, and only read here
         rows = torch.from_numpy(np.ascontiguousarray(X[start:stop])).to(device=device, dtype=torch.float32)
     norms = _norms(rows)
-    off = ~((norms - 1.0).abs() <= _UNIT_TOLERANCE)
+    off = ~((norms - 1.0).abs() <= UNIT_TOLERANCE)
     if not bool(off.any()):
         return rows
     bad = ~(torch.isfinite(norms) & (norms > 0))

@@ -26,14 +26,17 @@ from datas3_ray.kernels._tiles import (
     unit_rows,
 )
 from datas3_ray.kernels.hashing import hash64, uniform
+from datas3_ray.kernels.screen import Screen, Units, Workspace, fast_units
 
 if TYPE_CHECKING:
     import torch
 
 Init = Literal["random", "plusplus"]
-Precision = Literal["float32", "bfloat16"]
 
-_BLOCK_ELEMENTS = 1 << 22
+SCREENED = 2048
+"""Rows from which looking at coarse numbers first pays off."""
+_COARSE_TO_FINE: dict[Units | None, tuple[Units, ...]] = {"bfloat16": ("int8", "bfloat16"), "int8": ("int8",)}
+_BLOCK_ELEMENTS = 1 << 20
 _LEAST_ROWS, _MOST_ROWS = 512, 4096
 _PLUSPLUS_ROWS, _PLUSPLUS_PER_CENTROID = 4096, 8
 _NO_LOSS = 1e-6
@@ -76,7 +79,6 @@ def spherical_kmeans(
     iterations: int = 20,
     init: Init = "random",
     device: str = "cpu",
-    precision: Precision = "float32",
     tolerance: float = 1e-5,
 ) -> KMeansResult:
     """Spherical k-means by Lloyd's iterations.
@@ -92,7 +94,6 @@ def spherical_kmeans(
         init: "random" starts from k distinct rows; "plusplus" from rows drawn, out of a sample of
             max(4096, 8 k), with probability proportional to the cosine distance to those drawn before.
         device: where the matrices are multiplied.
-        precision: "bfloat16" assigns rows, during the iterations, by products of vectors rounded to bfloat16.
         tolerance: stop when an iteration raises the mean cosine by less, or no row changes its cluster.
 
     Returns:
@@ -106,7 +107,7 @@ def spherical_kmeans(
     >>> sorted(result.sizes.tolist()), result.empty
     ([2, 2], 0)
     """
-    _require(k, iterations, init, precision, tolerance)
+    _require(k, iterations, init, tolerance)
     vectors = matrix(X, "X")
     if len(vectors) == 0:
         raise ValueError("k-means needs at least one row")
@@ -115,7 +116,7 @@ def spherical_kmeans(
     rows = unit_rows(vectors, "X", device)
     with full_precision():
         centroids = rows[torch.from_numpy(_starts(rows, k, seed, init)).to(rows.device)].clone()
-        passes = _Passes(rows, precision)
+        passes = _Passes(rows)
         objective: list[float] = []
         previous: torch.Tensor | None = None
         moved = reseeded = 0
@@ -195,10 +196,9 @@ def centroid_statistics(
 
 @dataclass(frozen=True)
 class _Assignment:
-    """index int64 (n,), cosine float32 (n,), counts int64 (k,), sums float64 (k, d) and loss float64 (k,)."""
+    """index int64 (n,), counts int64 (k,), sums float64 (k, d) and loss float64 (k,)."""
 
     index: torch.Tensor
-    cosine: torch.Tensor
     counts: torch.Tensor
     sums: torch.Tensor
     loss: torch.Tensor
@@ -206,26 +206,28 @@ class _Assignment:
 
 
 class _Passes:
-    """Passes over the rows: each finds the nearest centroids and adds the rows up in the same block, while cached."""
+    """Passes over the rows: each finds the nearest centroids and adds the rows up in the same block, while cached.
 
-    def __init__(self, rows: torch.Tensor, precision: Precision) -> None:
-        import torch
+    Where the CPU multiplies coarser numbers in units of its own, rows are first looked at in those; float32 decides for
+    the rows whose two nearest centroids are too close to tell, so the answer is that of float32 throughout.
+    """
 
+    def __init__(self, rows: torch.Tensor) -> None:
         self.rows = rows
-        self.fast = rows.to(torch.bfloat16) if precision == "bfloat16" else None
+        units = fast_units() if rows.device.type == "cpu" and len(rows) >= SCREENED else None
+        self.screens = [Screen(rows, each) for each in _COARSE_TO_FINE.get(units, ())]
 
     def assign(self, centroids: torch.Tensor) -> _Assignment:
         import torch
 
         n, (k, d), device = len(self.rows), centroids.shape, self.rows.device
         index = torch.empty(n, dtype=torch.int64, device=device)
-        cosine = torch.empty(n, dtype=torch.float32, device=device)
         partial = torch.zeros((k, d), dtype=torch.float32, device=device)
         sums = torch.zeros((k, d), dtype=torch.float64, device=device)
         added = 0
-        for start, nearest, cosines in self._nearest(centroids):
+        for start, nearest in self._nearest(centroids):
             block = slice(start, start + len(nearest))
-            index[block], cosine[block] = nearest, cosines
+            index[block] = nearest
             _add(partial, nearest, self.rows[block])
             added += len(nearest)
             # float32 sums are short and then added in float64; not too often, as that touches every centroid.
@@ -235,27 +237,80 @@ class _Passes:
                 added = 0
         counts = torch.bincount(index, minlength=k)
         inner = (sums * centroids).sum(1)
-        return _Assignment(index, cosine, counts, sums, counts - inner, float(inner.sum()) / n)
+        return _Assignment(index, counts, sums, counts - inner, float(inner.sum()) / n)
 
-    def _nearest(self, centroids: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    def _nearest(self, centroids: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         import torch
 
         k = len(centroids)
         size = min(max(_LEAST_ROWS, min(_MOST_ROWS, _BLOCK_ELEMENTS // k)), len(self.rows))
-        source = self.rows if self.fast is None else self.fast
-        turned = centroids.to(source.dtype).T.contiguous()
-        buffer = torch.empty((size, k), dtype=source.dtype, device=source.device)
+        turned = centroids.T.contiguous()
+        buffer = torch.empty((size, k), device=self.rows.device)
+        if self.screens and k > 1:
+            for screen in self.screens:
+                screen.tiles = screen.crowded = 0  # centroids move apart, and a screen of no use before is of use then
+            yield from _Screened(self.rows, self.screens, centroids, turned, buffer)
+            return
         for start in range(0, len(self.rows), size):
-            block = source[start : start + size]
-            cosines = torch.mm(block, turned, out=buffer[: len(block)])
-            if self.fast is None:
-                index, cosine = _decided(block, centroids, cosines)
-            else:
-                index, cosine = _largest(cosines.float())
-            yield start, index, cosine
+            block = self.rows[start : start + size]
+            yield start, _decided(block, centroids, torch.mm(block, turned, out=buffer[: len(block)]))
 
 
-def _decided(rows: torch.Tensor, centroids: torch.Tensor, cosines: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+class _Screened:
+    """The nearest centroids of all rows, block by block: in coarse numbers first, finer ones where they are close."""
+
+    def __init__(
+        self,
+        rows: torch.Tensor,
+        screens: list[Screen],
+        centroids: torch.Tensor,
+        turned: torch.Tensor,
+        buffer: torch.Tensor,
+    ) -> None:
+        self.rows, self.centroids, self.turned, self.buffer = rows, centroids, turned, buffer
+        self.levels = [(screen, Screen(centroids, screen.units)) for screen in screens]
+        self.space = Workspace(*buffer.shape)
+
+    def __iter__(self) -> Iterator[tuple[int, torch.Tensor]]:
+        for start in range(0, len(self.rows), len(self.buffer)):
+            yield start, self._block(start, min(start + len(self.buffer), len(self.rows)))
+
+    def _block(self, start: int, stop: int) -> torch.Tensor:
+        import torch
+
+        index = torch.empty(stop - start, dtype=torch.int64)
+        left = np.arange(stop - start)
+        for screen, centroids in self.levels:
+            if screen.useless:
+                continue
+            whole = len(left) == stop - start
+            part = screen.take(slice(start, stop) if whole else left + start)
+            found, close = self._look(part, centroids)
+            index[torch.from_numpy(left)] = found
+            screen.tiles += 1
+            screen.crowded += 2 * len(close) > len(left)
+            left = left[close]
+            if not len(left):
+                return index
+        lines = torch.from_numpy(left)
+        rows = self.rows[start:stop].index_select(0, lines)
+        index[lines] = _decided(rows, self.centroids, torch.mm(rows, self.turned, out=self.buffer[: len(rows)]))
+        return index
+
+    def _look(self, part: Screen, centroids: Screen) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
+        """The nearest centroids, and the rows where two cosines that are off together could tell otherwise."""
+        import torch
+
+        cosines = self.space.product(part, 0, len(part), centroids, 0, len(centroids))
+        index, peak = _largest(cosines)
+        cosines[torch.arange(len(part)), index] = -torch.inf
+        most = peak.numpy() * part.step.astype(np.float64)
+        second = cosines.amax(1).numpy() * part.step.astype(np.float64)
+        bound = part.bound(0, len(part), centroids, 0, len(centroids)) + part.rounding(most)
+        return index, np.flatnonzero(second >= most - 2 * bound)
+
+
+def _decided(rows: torch.Tensor, centroids: torch.Tensor, cosines: torch.Tensor) -> torch.Tensor:
     """The nearest centroid of each row of a block, close calls as in :func:`similarity.nearest`."""
     import torch
 
@@ -265,7 +320,7 @@ def _decided(rows: torch.Tensor, centroids: torch.Tensor, cosines: torch.Tensor)
     lines = torch.nonzero(cosines.amax(1) >= peak - WINDOW).view(-1)
     cosines[every, index] = peak
     if len(lines) == 0:
-        return index, peak
+        return index
 
     def exact(chosen: torch.Tensor) -> torch.Tensor:
         return rows[lines[chosen]].double() @ centroids.double().T
@@ -273,7 +328,7 @@ def _decided(rows: torch.Tensor, centroids: torch.Tensor, cosines: torch.Tensor)
     best = torch.full_like(lines, NOTHING)
     improve(best, Tile(cosines[lines], lines, torch.zeros_like(lines), exact), Pairs(rows, centroids))
     index[lines] = torch.from_numpy(decode(best)[1]).to(rows.device)
-    return index, peak
+    return index
 
 
 def _largest(cosines: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -313,7 +368,8 @@ def _moved(rows: torch.Tensor, centroids: torch.Tensor, found: _Assignment) -> t
     donors = _donors(found, len(empty)) if empty else []
     for cluster, donor in zip(empty, donors, strict=False):
         members = torch.nonzero(found.index == donor).view(-1)
-        row = rows[members[torch.argmin(found.cosine[members])]].double()
+        cosines = Pairs(rows, centroids).keys(members, torch.full_like(members, donor))
+        row = rows[members[torch.argmin(cosines)]].double()
         sums[donor] -= row
         sums[cluster] = row
     norms = torch.linalg.vector_norm(sums, dim=1, keepdim=True)
@@ -368,13 +424,11 @@ def _spread(rows: torch.Tensor, sample: npt.NDArray[np.int64], k: int, seed: int
     return sample[chosen]
 
 
-def _require(k: int, iterations: int, init: str, precision: str, tolerance: float) -> None:
+def _require(k: int, iterations: int, init: str, tolerance: float) -> None:
     for name, value, least in (("k", k, 1), ("iterations", iterations, 0)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
             raise ValueError(f"{name} must be a whole number of at least {least}, not {value}")
     if init not in ("random", "plusplus"):
         raise ValueError(f"init must be 'random' or 'plusplus', not {init!r}")
-    if precision not in ("float32", "bfloat16"):
-        raise ValueError(f"precision must be 'float32' or 'bfloat16', not {precision!r}")
     if not tolerance >= 0:
         raise ValueError(f"tolerance must not be negative, and {tolerance} is")

@@ -27,7 +27,7 @@ from datas3_ray.kernels._tiles import (
     require_same_width,
     unit_rows,
 )
-from datas3_ray.kernels.screen import Screen, Search, Workspace, has_integer_units
+from datas3_ray.kernels.screen import Screen, Search, Workspace, fast_units
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ SMALL_BLOCK = 256
 LARGE_BLOCK = 1024
 SCREEN_BLOCK = 512
 SCREENED = 768
-"""Rows from which looking at integers first pays off."""
+"""Rows from which looking at coarse numbers first pays off."""
 _LARGE = 2048
 _BATCHED = 256
 _BATCH_ELEMENTS = 1 << 22
@@ -318,7 +318,7 @@ def _screened_cross(best: torch.Tensor, a: Screen, b: Screen, block: int) -> Non
 
 
 def _screens(rows: int, device: torch.device) -> bool:
-    return rows >= SCREENED and device.type == "cpu" and has_integer_units()
+    return rows >= SCREENED and device.type == "cpu" and fast_units() is not None
 
 
 def _rectangle(

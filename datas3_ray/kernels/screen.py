@@ -1,18 +1,20 @@
-"""A quick look at many cosines in 8-bit integers, which only ever skips what cannot matter.
+"""A quick look at many cosines in coarse numbers, which only ever skips what cannot matter.
 
-A unit vector is rounded to whole multiples q of its own step s, and how far it moved, its *error* e, is known. For
-rows a and b the Cauchy-Schwarz inequality gives |cos(a, b) - s_a s_b (q_a . q_b)| <= e_a + (1 + e_a) e_b. The product
-of integers has no rounding of its own, so this bound holds for every tile. What it cannot rule out is computed exactly
-(:mod:`datas3_ray.kernels._tiles`), so the answer is that of the exact computation.
+A unit vector is rounded, to bfloat16 numbers or to whole multiples q of a step s of its own, and how far it moved, its
+*error* e, is known. For rows a and b the Cauchy-Schwarz inequality gives |cos(a, b) - (rounded a) . (rounded b)| <=
+e_a + (1 + e_a) e_b. A product of integers has no rounding of its own, and that of bfloat16 numbers a known one, so
+this bound holds for every tile. What it cannot rule out is computed exactly (:mod:`datas3_ray.kernels._tiles`), so the
+answer is that of the exact computation.
 
-Before rounding, coordinates are mixed by Hadamard matrices, which changes no cosine and evens out the few large
-coordinates that trained encoders have, so that the step is small.
+bfloat16 numbers rule out far more and are used where the processor multiplies them in units of its own. Before rounding
+to integers, coordinates are mixed by Hadamard matrices, which changes no cosine and evens out the few large coordinates
+that trained encoders have, so that the step is small.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +24,10 @@ from datas3_ray.kernels._tiles import SCALE, WINDOW, Pairs, Tile, code, improve
 if TYPE_CHECKING:
     import torch
 
-SLACK = 2e-5
-"""More than what float32 adds to the mixing, the errors and the comparisons."""
+SLACK = 4e-5
+"""More than what float32 adds to the mixing, the sums, the errors and the comparisons."""
+ROUNDED = 2.0**-8
+"""What rounding a cosine to bfloat16 adds, as a share of it."""
 CROWDED = 32
 """Candidates a row above which the whole tile in float32 is cheaper than one dot product each."""
 PATIENCE = 8
@@ -37,61 +41,93 @@ _ROWS = 4096
 _PAIRS = 2048
 
 
+Units = Literal["bfloat16", "int8"]
+
+
 @cache
-def has_integer_units() -> bool:
-    """Whether this CPU multiplies 8-bit integers several times as fast as float32 numbers."""
+def fast_units() -> Units | None:
+    """The coarse numbers that this CPU multiplies in units of its own, several times as fast as float32 numbers."""
     import torch
 
-    if not hasattr(torch, "_int_mm"):
-        return False
     capabilities = getattr(torch.cpu, "get_capabilities", None)
     if capabilities is not None:
         found = capabilities()
-        return any(found.get(unit) for unit in ("avx512_vnni", "avx_vnni", "amx_int8"))
-    supported = getattr(torch.cpu, "_is_vnni_supported", None)
-    return bool(supported()) if supported is not None else False
+        bfloat16 = any(found.get(unit) for unit in ("avx512_bf16", "amx_bf16"))
+        int8 = any(found.get(unit) for unit in ("avx512_vnni", "avx_vnni", "amx_int8"))
+    else:
+        asked = (getattr(torch.cpu, f"_is_{unit}_supported", None) for unit in ("avx512_bf16", "amx_tile", "vnni"))
+        bfloat16, amx, int8 = (bool(ask()) if ask is not None else False for ask in asked)
+        bfloat16 |= amx
+    return "bfloat16" if bfloat16 else "int8" if int8 and hasattr(torch, "_int_mm") else None
 
 
 class Screen:
-    """Unit rows as 8-bit integers, and how far each row is from them.
+    """Unit rows in coarse numbers, and how far each row is from them.
 
     Attributes:
         rows: float32 (n, d), unit, on the CPU.
-        whole: int8 (n, d).
-        step: float32 (n,), what one of its integers is worth in each row.
-        error: float32 (n,), the distance of each row from ``step * whole``.
+        coarse: bfloat16 or int8 (n, d).
+        step: float32 (n,), what one of its units is worth in each row.
+        error: float32 (n,), the distance of each row from ``step * coarse``.
 
     >>> import torch
-    >>> screen = Screen(torch.eye(4))
-    >>> tuple(screen.whole.shape), bool((screen.error < 0.01).all())
+    >>> screen = Screen(torch.eye(4), "int8")
+    >>> tuple(screen.coarse.shape), bool((screen.error < 0.01).all())
     ((4, 4), True)
     """
 
-    def __init__(self, rows: torch.Tensor) -> None:
+    def __init__(self, rows: torch.Tensor, units: Units | None = None) -> None:
         import torch
 
         n, d = rows.shape
         self.rows = rows
-        self.whole = torch.empty((n, d), dtype=torch.int8)
-        self.step = np.empty(n, np.float32)
+        self.units: Units = units or fast_units() or "int8"
+        self.coarse = torch.empty((n, d), dtype=getattr(torch, self.units))
+        self.step = np.ones(n, np.float32)
         self.error = np.empty(n, np.float32)
         self.tiles = self.crowded = 0
         for start in range(0, n, _ROWS):
-            mixed = _mixed(rows[start : start + _ROWS])
-            step = mixed.abs().amax(1, keepdim=True).div_(127)
-            near = (mixed / step).round_()
-            stop = start + len(mixed)
-            self.whole[start:stop] = near
-            self.step[start:stop] = step[:, 0]
-            self.error[start:stop] = torch.linalg.vector_norm(mixed.sub_(near.mul_(step)), dim=1)
+            stop = min(start + _ROWS, n)
+            if self.units == "int8":
+                self._to_integers(start, stop)
+            else:
+                part = rows[start:stop]
+                self.coarse[start:stop] = part
+                self.error[start:stop] = torch.linalg.vector_norm(part - self.coarse[start:stop].float(), dim=1)
+
+    def _to_integers(self, start: int, stop: int) -> None:
+        import torch
+
+        mixed = _mixed(self.rows[start:stop])
+        step = mixed.abs().amax(1, keepdim=True).div_(127)
+        near = (mixed / step).round_()
+        self.coarse[start:stop] = near
+        self.step[start:stop] = step[:, 0]
+        self.error[start:stop] = torch.linalg.vector_norm(mixed.sub_(near.mul_(step)), dim=1)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.coarse)
+
+    def take(self, rows: slice | npt.NDArray[np.int64]) -> Screen:
+        """Some of the rows, which count their tiles anew."""
+        import torch
+
+        part = object.__new__(Screen)
+        part.units, part.tiles, part.crowded = self.units, 0, 0
+        part.step, part.error = self.step[rows], self.error[rows]
+        index = rows if isinstance(rows, slice) else torch.from_numpy(rows)
+        part.rows, part.coarse = self.rows[index], self.coarse[index]
+        return part
 
     def bound(self, top: int, bottom: int, other: Screen, first: int, last: int) -> npt.NDArray[np.float64]:
-        """float64 (bottom - top,): how far cosines with the other's rows may be from the products of the integers."""
+        """float64 (bottom - top,): how far cosines with the other's rows may be from the coarse products,
+        but for the rounding of products to bfloat16 (:meth:`rounding`)."""
         error = self.error[top:bottom].astype(np.float64)
         return error + (1 + error) * float(other.error[first:last].max(initial=0)) + SLACK
+
+    def rounding(self, peak: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """float64 (b,): how far a product of up to ``peak`` may be rounded."""
+        return np.maximum(peak, 0) * ROUNDED if self.units == "bfloat16" else np.zeros_like(peak)
 
     @property
     def useless(self) -> bool:
@@ -105,7 +141,8 @@ class Workspace:
     def __init__(self, lines: int, columns: int) -> None:
         import torch
 
-        self._whole = torch.empty(lines * columns, dtype=torch.int32)
+        self._integers = torch.empty(lines * columns, dtype=torch.int32)
+        self._bfloat16 = torch.empty(lines * columns, dtype=torch.bfloat16)
         self._cosines = torch.empty(lines * columns, dtype=torch.float32)
         self._mask = np.empty(lines * columns, bool)
 
@@ -114,10 +151,13 @@ class Workspace:
         import torch
 
         shape = (bottom - top, last - first)
-        whole, cosines = (memory[: shape[0] * shape[1]].view(shape) for memory in (self._whole, self._cosines))
-        torch._int_mm(left.whole[top:bottom], right.whole[first:last].T, out=whole)
-        torch.mul(whole, torch.from_numpy(right.step[first:last]), out=cosines)
-        return cosines
+        size = shape[0] * shape[1]
+        cosines = self._cosines[:size].view(shape)
+        a, b = left.coarse[top:bottom], right.coarse[first:last].T
+        if left.units == "bfloat16":
+            return cosines.copy_(torch.mm(a, b, out=self._bfloat16[:size].view(shape)))
+        torch._int_mm(a, b, out=self._integers[:size].view(shape))
+        return torch.mul(self._integers[:size].view(shape), torch.from_numpy(right.step[first:last]), out=cosines)
 
     def at_least(self, product: torch.Tensor, limit: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         """Flat places of the entries of a product (b, c) that reach their line's limit (b,)."""
@@ -157,9 +197,10 @@ class Search:
         if hidden is not None:
             product.masked_fill_(hidden, -torch.inf)
         self.left.tiles += 1
-        bound = self.left.bound(self.top, self.bottom, self.right, first, last)
+        peak = product.amax(1).numpy() * self._step
+        bound = self.left.bound(self.top, self.bottom, self.right, first, last) + self.left.rounding(peak)
         # Every line has a cosine of at least its largest product less the bound, so what is further below is out.
-        np.maximum(self._low, product.amax(1).numpy() * self._step - bound, out=self._low)
+        np.maximum(self._low, peak - bound, out=self._low)
         found = self.space.at_least(product, (np.maximum(self._low, _beats(self.best)) - bound) / self._step)
         if len(found) == 0:
             return

@@ -16,6 +16,7 @@ from datas3_ray.kernels._tiles import (
     DENSE,
     NOTHING,
     SCALE,
+    UNIT_TOLERANCE,
     WINDOW,
     Pairs,
     Tile,
@@ -39,6 +40,7 @@ STATED_PRECISION = 1 / SCALE
 ROW_BLOCK = 1024
 COLUMN_BLOCK = 4096
 _PADDING = 64
+_SPARSE = 4  # groups of columns, for each of the x cosines that are sought
 _ROWS_AT_A_TIME = 4096
 
 Float32 = npt.NDArray[np.float32]
@@ -51,7 +53,8 @@ def normalize(X: npt.ArrayLike) -> tuple[Float32, npt.NDArray[np.bool_]]:
         X: (n, d) float32 or float16.
 
     Returns:
-        unit: float32 (n, d), each row divided by its float64 norm; a row of zeros where there is no direction.
+        unit: float32 (n, d), each row divided by its float64 norm where that is not 1 but for rounding; a row of zeros
+            where there is no direction.
         valid: bool (n,), False for rows that hold NaN or infinity, or are zero.
 
     >>> unit, valid = normalize(np.array([[3, 4], [0, 0], [np.nan, 1]], np.float32))
@@ -59,16 +62,19 @@ def normalize(X: npt.ArrayLike) -> tuple[Float32, npt.NDArray[np.bool_]]:
     ([0.6, 0.8], [True, False, False])
     """
     vectors = matrix(X, "X")
-    unit = np.zeros(vectors.shape, np.float32)
-    valid = np.zeros(len(vectors), bool)
+    unit = np.empty(vectors.shape, np.float32)
+    valid = np.empty(len(vectors), bool)
     for start in range(0, len(vectors), _ROWS_AT_A_TIME):
-        block = vectors[start : start + _ROWS_AT_A_TIME].astype(np.float32).astype(np.float64)
-        norms = _norms(block)
+        part = unit[start : start + _ROWS_AT_A_TIME]
+        part[:] = vectors[start : start + len(part)]
+        norms = _norms(part)
         good = np.isfinite(norms) & (norms > 0)
-        valid[start : start + len(block)] = good
-        block[~good] = 0
-        norms[~good] = 1
-        unit[start : start + len(block)] = block / norms[:, None]
+        valid[start : start + len(part)] = good
+        off = np.flatnonzero(good & (np.abs(norms - 1) > UNIT_TOLERANCE))
+        if len(off):
+            part[off] = part[off].astype(np.float64) / norms[off, None]
+        if not good.all():
+            part[~good] = 0
     return unit, valid
 
 
@@ -87,7 +93,7 @@ def valid_rows(X: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     vectors = matrix(X, "X")
     valid = np.zeros(len(vectors), bool)
     for start in range(0, len(vectors), _ROWS_AT_A_TIME):
-        norms = _norms(vectors[start : start + _ROWS_AT_A_TIME].astype(np.float64))
+        norms = _norms(vectors[start : start + _ROWS_AT_A_TIME])
         valid[start : start + len(norms)] = np.isfinite(norms) & (norms > 0)
     return valid
 
@@ -192,9 +198,9 @@ def mean_cosine(X: npt.ArrayLike, Q: npt.ArrayLike) -> Float32:
     return result
 
 
-def _norms(block: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _norms(block: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     with np.errstate(invalid="ignore", over="ignore"):
-        return np.sqrt(np.einsum("ij,ij->i", block, block))
+        return np.sqrt(np.einsum("ij,ij->i", block, block, dtype=np.float64))
 
 
 class _Cosines:
@@ -240,16 +246,46 @@ def _tile(rows: torch.Tensor, right: torch.Tensor, cosines: _Cosines, first: int
 
 def _order_statistic(rows: torch.Tensor, right: torch.Tensor, cosines: torch.Tensor, x: int) -> npt.NDArray[np.int64]:
     """The x-th largest cosine of each row in whole millionths."""
-    kth = _kth_largest(cosines, x)
-    above = (cosines > (kth + WINDOW)[:, None]).sum(1).cpu().numpy()
-    near = at_least(cosines, kth - WINDOW) & (cosines <= (kth + WINDOW)[:, None])
-    r, c = positions(near)
+    found = _among_large(cosines, x) if cosines.device.type == "cpu" and _SPARSE * x <= len(right) else None
+    if found is None:
+        kth = _kth_largest(cosines, x)
+        above = (cosines > (kth + WINDOW)[:, None]).sum(1).cpu().numpy()
+        r, c = positions(at_least(cosines, kth - WINDOW) & (cosines <= (kth + WINDOW)[:, None]))
+    else:
+        above, r, c = found
     if len(r) > DENSE * len(rows):
         keys = rounded(rows.double() @ right.double().T).cpu().numpy()
         return np.partition(keys, len(right) - x, axis=1)[:, len(right) - x]
     line, keys = r.cpu().numpy(), Pairs(rows, right).keys(r, c).cpu().numpy()
     keys = keys[np.lexsort((-keys, line))]
     return keys[np.searchsorted(line, np.arange(len(rows))) + (x - 1 - above)]
+
+
+def _among_large(cosines: torch.Tensor, x: int) -> tuple[npt.NDArray[np.int64], torch.Tensor, torch.Tensor] | None:
+    """How many cosines of each row are certainly above its x-th largest, and the places of those as large as it.
+
+    The x-th largest of the maxima of some groups of columns is no more than that of all, so only what reaches it is
+    looked at. None where that is too much.
+    """
+    import torch
+
+    n, m = cosines.shape
+    groups = _SPARSE * x
+    largest = cosines[:, : m // groups * groups].unflatten(1, (-1, groups)).amax(1).numpy()
+    least = torch.from_numpy(np.partition(largest, groups - x, axis=1)[:, groups - x].copy())
+    places = np.flatnonzero(at_least(cosines, least - WINDOW).numpy())
+    if len(places) > _SPARSE * x * n:
+        return None
+    line, column = np.divmod(places, m)
+    values = cosines.numpy().reshape(-1)[places]
+    count = np.bincount(line, minlength=n)
+    inside = np.arange(len(line)) - np.repeat(np.cumsum(count) - count, count)
+    table = np.full((n, int(count.max())), -np.inf, np.float32)
+    table[line, inside] = values
+    kth = np.partition(table, table.shape[1] - x, axis=1)[:, table.shape[1] - x][line]
+    near = np.flatnonzero((values >= kth - np.float32(WINDOW)) & (values <= kth + np.float32(WINDOW)))
+    above = np.bincount(line[values > kth + np.float32(WINDOW)], minlength=n)
+    return above, torch.from_numpy(line[near]), torch.from_numpy(column[near])
 
 
 def _kth_largest(cosines: torch.Tensor, x: int) -> torch.Tensor:

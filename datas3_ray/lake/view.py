@@ -216,7 +216,12 @@ def usable(vectors: np.ndarray) -> np.ndarray:
     >>> usable(np.array([[1.0, 0.0], [0.0, 0.0], [np.nan, 1.0]]))
     array([ True, False, False])
     """
-    squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        quick = np.einsum("ij,ij->i", vectors, vectors)
+        if np.isfinite(quick).all() and (quick > 0).all():
+            return np.ones(len(vectors), bool)
+        # Squares that are too large or too small for float32 are not for float64.
+        squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
     return np.isfinite(squares) & (squares > 0)
 
 

@@ -182,7 +182,7 @@ def _against(fragment: Fragment, part: pa.Table, new: Group) -> tuple[pa.Table, 
     for ids, batch in fragment.vectors(batch_rows=BATCH_ROWS):
         if not part.column("id").slice(at, len(ids)).combine_chunks().equals(ids):
             return *Raised(part, new).tables(), False
-        found.look(at, normalize(batch)[0])
+        found.look(at, batch)
         at += len(ids)
     return *found.tables(), at == part.num_rows
 
@@ -204,14 +204,17 @@ class Raised:
         self.least = np.zeros(len(new))
 
     def look(self, at: int, vectors: np.ndarray) -> None:
-        """Compare the old rows from ``at`` on, unit vectors (n, d), with the new rows of their clusters."""
+        """Compare the old rows from ``at`` on, vectors (n, d) of any length, with the new rows of their clusters."""
+        scale = _inverse_lengths(vectors)
+        if scale is None:
+            vectors, scale = normalize(vectors)[0], np.ones(len(vectors), np.float32)
         cluster = self.cluster[at : at + len(vectors)]
         sort = np.argsort(cluster, kind="stable")
         of_new = self.new.cluster[self.new.offsets[:-1]]
         starts = np.searchsorted(cluster[sort], of_new, side="left")
         stops = np.searchsorted(cluster[sort], of_new, side="right")
         pairs = [
-            self._cluster(at, sort[start:stop], int(first), int(last), vectors)
+            self._cluster(at, sort[start:stop], int(first), int(last), vectors, scale)
             for start, stop, first, last in zip(starts, stops, self.new.offsets[:-1], self.new.offsets[1:], strict=True)
             if start < stop
         ]
@@ -222,10 +225,10 @@ class Raised:
         self.found.append((old + at, new, keys))
 
     def _cluster(
-        self, at: int, rows: np.ndarray, first: int, last: int, vectors: np.ndarray
+        self, at: int, rows: np.ndarray, first: int, last: int, vectors: np.ndarray, scale: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Old rows (in the batch) and new rows that may be each other's most similar earlier row."""
-        cosines = vectors[rows] @ self.new.matrix()[first:last].T
+        cosines = (vectors[rows] @ self.new.matrix()[first:last].T) * scale[rows, None]
         before = self.key[at + rows][:, None]
         after = self.new.key[first:last][None, :]
         earlier, later = before < after, before > after
@@ -265,12 +268,21 @@ class Raised:
         return mine.take(pa.array(raised)), _best(theirs)
 
 
+def _inverse_lengths(vectors: np.ndarray) -> np.ndarray | None:
+    """1 over each row's length (n,), float32 and off by less than WINDOW; None where float32 cannot hold a square."""
+    with np.errstate(over="ignore"):
+        squares = np.einsum("ij,ij->i", vectors, vectors)
+    tiny = np.finfo(np.float32).tiny * 1e9
+    return 1 / np.sqrt(squares) if np.isfinite(squares).all() and (squares > tiny).all() else None
+
+
 def _exact(left: np.ndarray, i: np.ndarray, right: np.ndarray, j: np.ndarray) -> np.ndarray:
     """Cosines of pairs in whole millionths."""
     import torch
 
-    pairs = Pairs(torch.from_numpy(left), torch.from_numpy(right.copy()))
-    return pairs.keys(torch.from_numpy(i), torch.from_numpy(j)).numpy()
+    rows, place = np.unique(i, return_inverse=True)
+    pairs = Pairs(torch.from_numpy(normalize(left[rows])[0]), torch.from_numpy(right.copy()))
+    return pairs.keys(torch.from_numpy(place), torch.from_numpy(j)).numpy()
 
 
 def _first(row: np.ndarray, keys: np.ndarray, rank: np.ndarray) -> np.ndarray:

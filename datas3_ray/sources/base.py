@@ -227,9 +227,9 @@ def parse_source(spec: Mapping[str, Any]) -> Source:
     The mapping has one key that names the kind (``webdataset``), optionally ``columns``, and the options of that kind.
     Nothing is opened. Raises UsageError for an unknown kind or option, or a value that cannot be meant.
 
-    >>> parse_source({"webdatset": "a.tar"})
+    >>> parse_source({"webdatset": "a.tar"})  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    datas3_ray.errors.UsageError: source: unknown kind 'webdatset'; it is one of webdataset. Did you mean 'webdataset'?
+    datas3_ray.errors.UsageError: source: unknown kind 'webdatset'; it is one of webdataset... mean 'webdataset'?
     """
     if not isinstance(spec, Mapping):
         raise UsageError(f"source: expected a mapping such as {{webdataset: 'shards/*.tar'}}, got {spec!r}.")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from datas3_ray.kernels import kmeans
+from datas3_ray.kernels import kmeans, screen
 from datas3_ray.kernels.kmeans import KMeansResult, centroid_statistics, spherical_kmeans
 from datas3_ray.kernels.similarity import nearest, normalize
 
@@ -90,11 +90,23 @@ def test_as_good_as_faiss() -> None:
     assert np.mean(ours) > 0.99 * np.mean(theirs)
 
 
-def test_bfloat16_assignment_loses_little() -> None:
-    x = blobs(4000, 32, 30, 7)
-    exact = spherical_kmeans(x, 30, seed=0)
-    fast = spherical_kmeans(x, 30, seed=0, precision="bfloat16")
-    assert mean_similarity(x, fast.centroids) > 0.99 * exact.objective[-1]
+@pytest.mark.parametrize("units", ["bfloat16", "int8"])
+@pytest.mark.parametrize("spread", [0.1, 1.0, 30.0])
+def test_looking_at_coarse_numbers_first_changes_nothing(
+    units: screen.Units, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(7)
+    x = (rng.normal(size=(40, 32))[rng.integers(0, 40, 3000)] + spread * rng.normal(size=(3000, 32))).astype(np.float32)
+    x[1500:1700] = x[:200]
+    found = []
+    for each in (None, units):
+        for module in (kmeans, screen):
+            monkeypatch.setattr(module, "fast_units", lambda each=each: each)
+        found.append(spherical_kmeans(x, 30, seed=0))
+    plain, screened = found
+    assert (plain.centroids == screened.centroids).all()
+    assert plain.objective == screened.objective
+    assert plain.sizes.tolist() == screened.sizes.tolist()
 
 
 @pytest.mark.parametrize("init", ["random", "plusplus"])
@@ -197,7 +209,6 @@ def test_statistics_of_one_cluster() -> None:
         ({"k": 2.0}, "k must"),
         ({"iterations": -1}, "iterations"),
         ({"init": "pca"}, "init"),
-        ({"precision": "float16"}, "precision"),
         ({"tolerance": -1.0}, "tolerance"),
         ({"tolerance": float("nan")}, "tolerance"),
         ({"seed": -1}, "seed"),

@@ -99,18 +99,19 @@ def test_every_tile_size_gives_the_definition(shape: tuple[int, int, int, str], 
     same(prior_max(x, block), brute(x))
 
 
-@pytest.fixture
-def always_screened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look at integers first whatever the size, also where the CPU is slow at it."""
+@pytest.fixture(params=["bfloat16", "int8"])
+def always_screened(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at coarse numbers first whatever the size, also where the CPU is slow at them."""
     monkeypatch.setattr(pairwise, "SCREENED", 1)
-    monkeypatch.setattr(pairwise, "has_integer_units", lambda: True)
+    for module in (pairwise, screen):
+        monkeypatch.setattr(module, "fast_units", lambda: request.param)
 
 
 @pytest.mark.usefixtures("always_screened")
 @pytest.mark.parametrize("kind", ["random", "copies", "near", "chain", "tight"])
 @pytest.mark.parametrize("block", [1, 7, 64, 1000])
 @pytest.mark.parametrize("d", [1, 3, 24, 96, 100])
-def test_screening_in_integers_gives_the_definition(kind: str, block: int, d: int) -> None:
+def test_screening_gives_the_definition(kind: str, block: int, d: int) -> None:
     for n in (1, 2, 90):
         x = vectors(n, max(d, 2), n + d, kind)
         same(prior_max(x, block), brute(x))
@@ -138,15 +139,18 @@ def test_coordinates_that_stand_out_do_not_mislead_the_screen() -> None:
     same(prior_max(x), brute(x))
 
 
-def test_the_bound_of_the_screen_holds() -> None:
+@pytest.mark.parametrize("units", ["bfloat16", "int8"])
+@pytest.mark.parametrize("d", [48, 1280])
+def test_the_bound_of_the_screen_holds(units: screen.Units, d: int) -> None:
     for kind in ("random", "near", "chain", "tight"):
-        rows = torch.from_numpy(vectors(200, 48, 1, kind))
-        looked = screen.Screen(rows)
+        rows = torch.from_numpy(vectors(200, d, 1, kind))
+        looked = screen.Screen(rows, units)
         space = screen.Workspace(200, 200)
         cosines = space.product(looked, 0, 200, looked, 0, 200).numpy() * looked.step[:, None]
         exact = rows.double() @ rows.double().T
-        off = np.abs(cosines - exact.numpy()).max(1)
-        assert (off <= looked.bound(0, 200, looked, 0, 200)).all()
+        off = np.abs(cosines - exact.numpy())
+        bound = looked.bound(0, 200, looked, 0, 200)[:, None] + looked.rounding(np.abs(cosines))
+        assert (off <= bound).all()
 
 
 @pytest.mark.parametrize("screened", [False, True])
@@ -155,12 +159,12 @@ def test_the_bound_of_the_screen_holds() -> None:
 def test_an_earlier_piece_as_a_whole(screened: bool, left: Any, right: Any, block: int | None) -> None:
     x = vectors(left[0], right[1], left[2], left[3])
     y = vectors(right[0], right[1], right[2], right[3])
-    before = pairwise.SCREENED, pairwise.has_integer_units
-    pairwise.SCREENED, pairwise.has_integer_units = (1, lambda: True) if screened else (10**9, before[1])
+    before = pairwise.SCREENED, pairwise.fast_units
+    pairwise.SCREENED, pairwise.fast_units = (1, lambda: "int8") if screened else (10**9, before[1])
     try:
         found = cross_max(x, y, block)
     finally:
-        pairwise.SCREENED, pairwise.has_integer_units = before
+        pairwise.SCREENED, pairwise.fast_units = before
     cosines = np.round(np.clip(x.astype(float) @ y.astype(float).T, -1, 1) * 1e6)
     best = np.maximum(cosines.max(1), 0)
     first = np.where(best > 0, cosines.argmax(1), -1)
