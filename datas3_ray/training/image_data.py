@@ -115,6 +115,8 @@ def training_sets(
     """
     import ray
 
+    if config.sampling == "balanced" and config.task == "regression":
+        raise UsageError("sampling 'balanced' needs classes, and the task is regression; choose 'shuffle' or 'rs2'.")
     pools: dict[tuple[str, int], tuple[Table, list[Selection]]] = {}
     for selection in selections.values():
         pool = data.pool_of(lake, selection, "id", config.label)

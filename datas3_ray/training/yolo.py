@@ -234,7 +234,8 @@ def _trainer(job: YoloJob, folder: Path, report: Report) -> Any:
             return super().preprocess_batch(batch)
 
         def validate(self) -> tuple[dict[str, float], float]:
-            train_loss = math.fsum(float(value) for value in self.tloss.values())
+            losses = self.tloss.values() if isinstance(self.tloss, dict) else self.tloss
+            train_loss = math.fsum(float(value) for value in losses)
             metrics = self.validator(self)
             metrics.pop("fitness", None)
             score = self.watch.epoch_is_over(train_loss, metrics, self.ema.ema)

@@ -132,3 +132,8 @@ def _check(config: SweepConfig) -> None:
             raise UsageError(
                 f"{key} = {value!r} is not possible with model yolov8n, whose trainer has none; {allowed}."
             )
+    for key, values in (*config.grid.items(), ("weight_decay", (config.weight_decay,))):
+        if key in ("lr", "weight_decay") and max(values) > 1:
+            raise UsageError(
+                f"{key} = {max(values):g} is not possible with model yolov8n, whose trainer allows at most 1."
+            )
