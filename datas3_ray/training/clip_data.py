@@ -237,7 +237,7 @@ def _columns(config: SweepConfig, table: Table) -> tuple[str | None, str | None]
     """The test table's columns of captions and classes; None for one that is not needed and does not hold any."""
     caption, label = config.own().caption, config.label
     if config.metric == ZERO_SHOT:
-        data._require_label(table, label)
+        data.require_label(table, label)
         return (caption if _holds_text(table, caption) else None), label
     _require_caption(table, caption)
     return caption, (label if _holds_text(table, label) else None)

@@ -21,10 +21,10 @@ from datas3_ray.training.clip_architecture import Architecture, Eye
 from datas3_ray.training.clip_data import Captioned, TestImages
 from datas3_ray.training.contract import Report, TestScore
 from datas3_ray.training.gang import Gang
-from datas3_ray.training.image_trainer import _decoding_tasks, _mixed
-from datas3_ray.training.loader import Batch, Loader, LoaderSettings
+from datas3_ray.training.loader import Batch, Loader, LoaderSettings, decoding_tasks
 from datas3_ray.training.metrics import metric as find_metric
 from datas3_ray.training.pixels import margin
+from datas3_ray.training.randomness import epoch_seed
 from datas3_ray.training.scoring import score_classes
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Trainer:
             sampling=sampling,
             cache_bytes=int(self.config.cache_gb * 2**30),
             draws=draws,
-            tasks=_decoding_tasks(self.config) if self.device != "cpu" else 0,
+            tasks=decoding_tasks(self.config) if self.device != "cpu" else 0,
         )
         return Loader(images.rows, settings, rank=self.gang.rank, world=self.gang.world, only=only)
 
@@ -214,7 +214,7 @@ class Trainer:
     def _epoch(self, number: int, limit: int) -> Epoch:
         self.module.train()
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
-        torch.manual_seed(_mixed(self.job.point.seed, number, self.gang.rank))
+        torch.manual_seed(epoch_seed(self.job.point.seed, number, self.gang.rank))
         for batch in self.loader.epoch(number, limit):
             if len(batch.everyone) > 1:  # a pair alone has nothing to be told from
                 total += self._step(batch)

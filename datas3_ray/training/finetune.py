@@ -1,23 +1,23 @@
 """Fine-tuning a network on images: the loop that every model of images shares.
 
-One worker trains in the trial's own process; several are started by :mod:`datas3_ray.training.gang`. Either way the
-global batches, their order and their augmentation are the same, and so are the results, up to rounding.
+However many workers :mod:`datas3_ray.training.gang` starts, the global batches, their order and their augmentation are
+the same, and so are the results, up to rounding.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import Field
 
 from datas3_ray.training.contract import HyperParameter, Options, Outcome, Point, Report
-from datas3_ray.training.gang import Alone, Gang
+from datas3_ray.training.gang import Gang, run_trial
 from datas3_ray.training.image_data import ImageSplit, LabelledImages
 from datas3_ray.training.image_trainer import Trainer
+from datas3_ray.training.randomness import seeded
 
 if TYPE_CHECKING:
     import torch
@@ -124,17 +124,13 @@ def fine_tune(
     Datas3Error
         When the loss becomes infinite or not a number, or no training image can be read.
     """
-    import torch
+    return run_trial(partial(_work, point, config, list(training), dict(tests)), config, report, path)
 
-    started = time.perf_counter()
-    if config.workers > 1:
-        from datas3_ray.training.gang import train_together
 
-        outcome, saved = train_together(point, config, training, tests, report)
-    else:
-        outcome, saved = train(open_job(point, config, training, tests), Alone(), report)
-    torch.save(saved, path)
-    return replace(outcome, seconds=time.perf_counter() - started)
+def _work(
+    point: Point, config: SweepConfig, training: list[Any], tests: dict[str, Any], gang: Gang, report: Report
+) -> tuple[Outcome, dict[str, Any]]:
+    return train(open_job(point, config, training, tests), gang, report)
 
 
 def open_job(point: Point, config: SweepConfig, training: Any, tests: Mapping[str, Any]) -> Job:
@@ -159,19 +155,9 @@ def train(job: Job, gang: Gang, report: Report) -> tuple[Outcome, dict[str, Any]
 
     options: FineTuneOptions = job.config.own()
     torch.set_num_threads(options.threads)
-    with _seeded(job.point.seed):
+    with seeded(job.point.seed):
         trainer = Trainer(job, options, gang)
         best, epochs = trainer.run(report)
         scores = {name: trainer.score(images) for name, images in job.tests.items()}
     outcome = Outcome(best.number, epochs, best.validation, best.validation_loss, 0.0, scores)
     return outcome, trainer.checkpoint(best)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Draws of torch's own generators (first weights, dropout) repeat, and others' go on as if nothing had been."""
-    import torch
-
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield

@@ -1,7 +1,7 @@
-"""Several workers that train one model: how they are started, and what they say to each other.
+"""The workers that train one model: how they are started, and what they say to each other.
 
-The workers are a Ray Train run that the trial starts. Ray Train's own reports wait for its controller to look, so the
-first worker tells the trial through an actor of its own what each epoch gave.
+One worker trains in the trial's own process. Several are a Ray Train run that the trial starts. Ray Train's own reports
+wait for its controller to look, so the first worker tells the trial through an actor of its own what each epoch gave.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from datas3_ray.errors import Datas3Error
-from datas3_ray.training.contract import Outcome, Point, Report
+from datas3_ray.training.contract import Outcome, Report
 
 if TYPE_CHECKING:
     import torch
@@ -112,16 +114,47 @@ class Workers:
         return values
 
 
+Work = Callable[[Gang, Report], tuple[Outcome, dict[str, Any]]]
+"""One worker's part of a trial. What it returns and reports, the outcome without its seconds and the checkpoint, is the
+same in all workers."""
+
+
+def run_trial(work: Work, config: SweepConfig, report: Report, path: str) -> Outcome:
+    """Train one trial with ``config.workers`` workers and save its checkpoint.
+
+    Parameters
+    ----------
+    work : callable
+        Each worker's part; can be pickled, with references to Ray's objects and not the objects.
+    config : SweepConfig
+    report : callable
+        Called after each epoch with its figures.
+    path : str
+        A file that ``torch.load(path, weights_only=True)`` opens.
+
+    Raises
+    ------
+    Datas3Error
+        The workers' own, or one that names what became of them.
+    """
+    import torch
+
+    started = time.perf_counter()
+    outcome, saved = work(Alone(), report) if config.workers == 1 else train_together(work, config, report)
+    torch.save(saved, path)
+    return replace(outcome, seconds=time.perf_counter() - started)
+
+
 class Post:
     """The actor between a trial and its workers: what they are to do, and what they have found."""
 
-    def __init__(self, job: Any) -> None:
-        self._job = job
+    def __init__(self, work: Work) -> None:
+        self._work = work
         self._news: list[tuple[str, Any]] = []
 
-    def job(self) -> Any:
-        """What the workers are to train."""
-        return self._job
+    def work(self) -> Work:
+        """What each worker is to do."""
+        return self._work
 
     def tell(self, kind: str, what: Any) -> None:
         """Leave an ``epoch``, the ``end`` or an ``error``."""
@@ -133,21 +166,12 @@ class Post:
         return news
 
 
-def train_together(
-    point: Point, config: SweepConfig, training: Any, tests: Mapping[str, Any], report: Report
-) -> tuple[Outcome, dict[str, Any]]:
-    """Train one trial with ``config.workers`` workers; see :func:`datas3_ray.training.finetune.train`.
-
-    Raises
-    ------
-    Datas3Error
-        The workers' own, or one that names what became of them.
-    """
+def train_together(work: Work, config: SweepConfig, report: Report) -> tuple[Outcome, dict[str, Any]]:
+    """Have ``config.workers`` workers do their parts; see :func:`run_trial`."""
     import ray
 
     actor: Any = ray.remote(Post)
-    # References inside a list stay references.
-    post = actor.options(num_cpus=0).remote([point, config, training, tests])
+    post = actor.options(num_cpus=0).remote(work)
     failed: list[BaseException] = []
     with tempfile.TemporaryDirectory() as folder:
         run = threading.Thread(target=_run, args=(config, post, folder, failed), daemon=True)
@@ -162,7 +186,8 @@ def train_together(
     if end is None:
         why = f"{type(failed[0]).__name__}: {failed[0]}".splitlines()[0] if failed else "they ended early"
         raise Datas3Error(f"the {config.workers} workers of a trial did not finish ({why}).")
-    return end
+    found: tuple[Outcome, dict[str, Any]] = end
+    return found
 
 
 def _listen(post: Any, run: threading.Thread, report: Report) -> tuple[Any, Exception | None]:
@@ -215,17 +240,14 @@ def _work(given: dict[str, Any]) -> None:
     """One worker."""
     import ray
 
-    from datas3_ray.training.finetune import open_job, train
-
-    post = given["post"]
-    gang = Workers()
+    post, gang = given["post"], Workers()
 
     def tell(figures: dict[str, Any]) -> None:
         if gang.rank == 0:
             ray.get(post.tell.remote("epoch", figures))
 
     try:
-        found = train(open_job(*ray.get(post.job.remote())), gang, tell)
+        found = ray.get(post.work.remote())(gang, tell)
         if gang.rank == 0:
             ray.get(post.tell.remote("end", [ray.put(found)]))
     except Datas3Error as error:

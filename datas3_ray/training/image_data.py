@@ -79,19 +79,18 @@ def read_labelled_images(table: Table, label: str, task: str, keep: pa.Array | N
     UsageError
         When the label's column is missing or not of its kind, the table has no images, or lacks rows of ``keep``.
     """
-    table.require_column(label)
     numbers = task == "regression"
-    _require_kind(table, label, numbers)
+    data.require_label(table, label, numbers)
     rows, columns = read_image_rows(table, keep, (label,))
     by_id = pc.array_sort_indices(rows.ids).to_numpy().astype(np.int64)
     rows, given = rows.take(by_id), columns.column(label).combine_chunks().take(pa.array(by_id))
-    values = _numbers(given) if numbers else _names(given)
+    values = data.as_labels(given, numbers)
     labelled = pc.is_valid(values).to_numpy(zero_copy_only=False)
     somewhere = np.ones(len(rows), dtype=bool)
     if rows.stored is None:
         somewhere = pc.is_valid(rows.places.column("uri")).to_numpy()
     kept = np.flatnonzero(labelled & somewhere)
-    y, classes = _coded(values.take(pa.array(kept)), numbers)
+    y, classes = data.coded(values.take(pa.array(kept)))
     return LabelledImages(
         rows=rows.take(kept),
         y=y,
@@ -197,9 +196,14 @@ def split_images(
             f"selection '{selection.name}' keeps {len(selection)} rows and none of them has both a label and an image; "
             "there is nothing to train on."
         )
-    numbers = config.task == "regression"
-    codes = np.zeros(len(chosen), dtype=np.int64) if numbers else images.y[chosen]
-    held_out = data._held_out(images.rows.ids.take(pa.array(chosen)), codes, config.validation, seed)
+    held_out, classes = data.divide(
+        images.rows.ids.take(pa.array(chosen)),
+        images.y[chosen],
+        images.classes,
+        validation=config.validation,
+        seed=seed,
+        name=selection.name,
+    )
     on = data.HELD_OUT if held_out.any() else data.TRAINING_ROWS
     train, validation = chosen[~held_out], chosen[held_out] if held_out.any() else chosen
     draws = None
@@ -207,11 +211,8 @@ def split_images(
         draws = len(train)
         every = _positions(images, _eligible(config, selection))
         train = every[~np.isin(every, validation)] if held_out.any() else every
-    present = np.unique(images.y[train])
-    if len(present) < 2:
-        only = f"one number only ({present[0]:g}" if numbers else f"one class only ('{images.classes[present[0]]}'"
-        raise UsageError(f"selection '{selection.name}' holds {only}, {len(train)} rows); training needs two or more.")
-    classes = () if numbers else tuple(images.classes[code] for code in present)
+        if images.classes:
+            classes = tuple(images.classes[code] for code in np.unique(images.y[train]))
     weights = _weights(images, selection, config.weight, train) if config.weight else None
     return ImageSplit(train, validation, classes, weights, draws), on
 
@@ -232,7 +233,7 @@ def _weights(images: LabelledImages, selection: Selection, column: str, train: n
         raise UsageError(f"{what} holds {kind}, not numbers; name a numeric column as 'weight'.")
     table = selection.to_arrow(["id", column])
     place = pc.index_in(images.rows.ids.take(pa.array(train)), value_set=table.column("id").combine_chunks())
-    values = _numbers(table.column(column).combine_chunks().take(place))
+    values = data.as_labels(table.column(column).combine_chunks().take(place), numbers=True)
     weights = pc.fill_null(values, np.nan).to_numpy(zero_copy_only=False)
     wrong = ~(np.isfinite(weights) & (weights >= 0))
     if wrong.any():
@@ -261,41 +262,6 @@ def _check_pool(selection: Selection, test: str, test_ids: pa.Array) -> None:
 def _positions(images: LabelledImages, ids: pa.Array) -> np.ndarray:
     found = pc.index_in(ids, value_set=images.rows.ids).drop_null().to_numpy(zero_copy_only=False)
     return np.sort(found.astype(np.int64))
-
-
-def _require_kind(table: Table, label: str, numbers: bool) -> None:
-    if not numbers:
-        data._require_label(table, label)
-        return
-    kind = table.schema.field(label).type
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        known = [
-            field.name for field in table.schema if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
-        ]
-        raise UsageError(
-            f"column '{label}' of table '{table.name}' holds {kind}, not numbers to predict; its numeric columns are: "
-            f"{', '.join(known) or 'none'}."
-        )
-
-
-def _names(values: pa.Array) -> pa.Array:
-    """Classes as text, null where they are missing or empty."""
-    names = values.cast(pa.string())
-    return pc.if_else(pc.equal(names, ""), pa.scalar(None, pa.string()), names)
-
-
-def _numbers(values: pa.Array) -> pa.Array:
-    """Numbers as float64, null where they are missing or not finite."""
-    numbers = values.cast(pa.float64(), safe=False)
-    return pc.if_else(pc.is_finite(numbers), numbers, pa.scalar(None, pa.float64()))
-
-
-def _coded(values: pa.Array, numbers: bool) -> tuple[np.ndarray, tuple[str, ...]]:
-    if numbers:
-        return values.to_numpy(zero_copy_only=False).astype(np.float64), ()
-    classes = values.unique().sort() if len(values) else values
-    codes = pc.index_in(values, value_set=classes).to_numpy(zero_copy_only=False).astype(np.int64)
-    return codes, tuple(classes.to_pylist())
 
 
 def _count(ids: pa.Array, among: pa.Array) -> int:

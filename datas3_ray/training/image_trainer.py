@@ -11,16 +11,17 @@ import numpy as np
 
 from datas3_ray.errors import Datas3Error
 from datas3_ray.training.contract import Report, TestScore
-from datas3_ray.training.loader import Loader, LoaderSettings
+from datas3_ray.training.loader import Loader, LoaderSettings, decoding_tasks
 from datas3_ray.training.metrics import metric as find_metric
 from datas3_ray.training.metrics import recode
 from datas3_ray.training.pixels import margin
+from datas3_ray.training.randomness import epoch_seed
 from datas3_ray.training.scoring import score_classes, score_numbers
+from datas3_ray.training.target import Target
 
 if TYPE_CHECKING:
     import torch
 
-    from datas3_ray.training.config import SweepConfig
     from datas3_ray.training.finetune import FineTuneOptions, Job, Network
     from datas3_ray.training.gang import Gang
     from datas3_ray.training.image_data import LabelledImages
@@ -38,18 +39,6 @@ class Epoch:
     train_loss: float
     validation_loss: float
     validation: float
-
-
-@dataclass
-class _Target:
-    """A target's mean and standard deviation over the training rows; the network learns it standardised."""
-
-    mean: float = 0.0
-    std: float = 1.0
-
-    @staticmethod
-    def of(values: np.ndarray) -> _Target:
-        return _Target(float(values.mean()), float(values.std()) or 1.0)
 
 
 @dataclass
@@ -106,12 +95,12 @@ class Trainer:
         edge = margin(self.options.image_size) if self.options.augment == "crop" else self.options.image_size
         return edge * edge * 3
 
-    def _labels(self) -> tuple[np.ndarray, _Target]:
+    def _labels(self) -> tuple[np.ndarray, Target]:
         """What the network is to give for each row of ``images``, as codes or standardised numbers."""
         if self.job.regression:
-            target = _Target.of(self.images.y[self.train_rows])
-            return ((self.images.y - target.mean) / target.std).astype(np.float32), target
-        return recode(self.images.y, self.images.classes, self.split.classes), _Target()
+            target = Target.of(self.images.y[self.train_rows])
+            return target.scaled(self.images.y), target
+        return recode(self.images.y, self.images.classes, self.split.classes), Target()
 
     def _loader(
         self, images: LabelledImages, only: np.ndarray | None, sampling: str = "shuffle", draws: int | None = None
@@ -128,7 +117,7 @@ class Trainer:
             sampling=sampling,
             cache_bytes=room,
             draws=draws,
-            tasks=_decoding_tasks(self.config) if self.gang.device() != "cpu" else 0,
+            tasks=decoding_tasks(self.config) if self.gang.device() != "cpu" else 0,
         )
         classes = images.y if sampling == "balanced" else None
         return Loader(images.rows, settings, classes=classes, rank=self.gang.rank, world=self.gang.world, only=only)
@@ -180,7 +169,7 @@ class Trainer:
 
         self.module.train()
         total = torch.zeros(2, dtype=torch.float64, device=self.device)
-        torch.manual_seed(_mixed(self.job.point.seed, number, self.gang.rank))
+        torch.manual_seed(epoch_seed(self.job.point.seed, number, self.gang.rank))
         for batch in self.loader.epoch(number, limit):
             total += self._step(batch)
         loss, rows = self.gang.sum(total).tolist()
@@ -247,10 +236,7 @@ class Trainer:
                 outputs = self._outputs(batch)
                 if y is not None:
                     loss += float(self._loss_of(outputs, y[batch.rows]).double().sum())
-                if self.job.regression:
-                    found = outputs[:, 0].double() * self.target.std + self.target.mean
-                else:
-                    found = outputs.argmax(1)
+                found = outputs[:, 0] if self.job.regression else outputs.argmax(1)
                 rows.append(batch.rows)
                 values.append(found.cpu().numpy())
         self.module = module
@@ -258,8 +244,7 @@ class Trainer:
         every = np.concatenate([part[0] for part in parts])
         order = np.argsort(every, kind="stable")
         found_values = np.concatenate([part[1] for part in parts])[order]
-        if not self.job.regression:
-            found_values = found_values.astype(np.int64)
+        found_values = self.target.unscaled(found_values) if self.job.regression else found_values.astype(np.int64)
         if not len(every):
             raise Datas3Error(
                 f"none of the {loader.unreadable} validation or test images can be read; check that their files are "
@@ -345,20 +330,3 @@ def _on(module: torch.nn.Module, device: str) -> torch.nn.Module:
 
 def _joined(parts: list[np.ndarray], kind: Any) -> np.ndarray:
     return np.concatenate(parts).astype(kind) if parts else np.empty(0, kind)
-
-
-def _mixed(seed: int, number: int, rank: int) -> int:
-    """A seed for one epoch of one worker."""
-    return int(np.random.SeedSequence([seed, number, rank]).generate_state(1, np.uint64)[0])
-
-
-def _decoding_tasks(config: SweepConfig) -> int:
-    """CPUs of the cluster that no trial needs, for each worker that trains; 0 where Ray is not running."""
-    import ray
-
-    if not ray.is_initialized():
-        return 0
-    from datas3_ray.runtime import cluster_cpus, cluster_gpus
-
-    workers = max(1, config.max_concurrent or int(cluster_gpus() / max(config.gpus, 0.25))) * config.workers
-    return min(16, max(0, cluster_cpus() - workers) // workers)

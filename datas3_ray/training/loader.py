@@ -25,6 +25,8 @@ from datas3_ray.training.pixels import CHUNK, cpus, decode_rows, margin, pixels
 if TYPE_CHECKING:
     import torch
 
+    from datas3_ray.training.config import SweepConfig
+
 AUGMENT = ("none", "flip", "crop")
 SAMPLING = ("shuffle", "balanced", "rs2")
 CROP_AREA = (0.25, 1.0)
@@ -365,3 +367,15 @@ def _workers(tasks: int) -> Iterator[tuple[Callable[..., Callable[[], Any]], int
 
 def _call(job: Callable[..., Any], *arguments: Any) -> Any:
     return job(*arguments)
+
+
+def decoding_tasks(config: SweepConfig) -> int:
+    """CPUs of the cluster that no trial needs, for each worker that trains; 0 where Ray is not running."""
+    import ray
+
+    if not ray.is_initialized():
+        return 0
+    from datas3_ray.runtime import cluster_cpus, cluster_gpus
+
+    workers = max(1, config.max_concurrent or int(cluster_gpus() / max(config.gpus, 0.25))) * config.workers
+    return min(16, max(0, cluster_cpus() - workers) // workers)

@@ -1,7 +1,7 @@
-"""A linear probe: multinomial logistic regression on fixed vectors, trained by Adam in mini-batches.
+"""A linear probe: multinomial logistic or linear regression on fixed vectors, trained by Adam in mini-batches.
 
 The loop is written for many short runs: rows are gathered by a permutation instead of a data loader, the gradient of
-the softmax is written out instead of recorded, and nothing is copied but one batch, so a run costs little more than its
+the loss is written out instead of recorded, and nothing is copied but one batch, so a run costs little more than its
 matrix products. The result depends on the data and the settings alone, never on the order in which rows were stored
 (:mod:`datas3_ray.training.data` sorts them by id) or on what else runs.
 """
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from datas3_ray.training.metrics import metric
+from datas3_ray.training.target import Target
 
 CHUNK_ROWS = 8192
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
@@ -45,7 +46,10 @@ class ProbeSettings:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the training rows gave: mean cross-entropy (nats) and the validation metric."""
+    """What one pass over the training rows gave: the mean loss and the validation metric.
+
+    The loss is the cross-entropy in nats, or the squared error of the scaled target.
+    """
 
     epoch: int
     train_loss: float
@@ -57,7 +61,8 @@ class Epoch:
 class Probe:
     """A trained probe. ``weight`` (c, d) and ``bias`` (c,) apply to ``(x - mean) / std``; all float32 on the CPU.
 
-    With ``normalize`` x is first scaled to the length sqrt(d).
+    With ``normalize`` x is first scaled to the length sqrt(d). A regression has a ``target``, one output and no
+    ``classes``.
     """
 
     weight: torch.Tensor
@@ -66,14 +71,18 @@ class Probe:
     std: torch.Tensor
     classes: tuple[str, ...]
     normalize: bool = False
+    target: Target | None = None
 
     def logits(self, x: np.ndarray | torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Scores (n, c) of vectors ``x`` (n, d), or of its ``rows`` only, in chunks of bounded memory."""
         return _logits(_tensor(x), rows, self.weight, self.bias, _Scale(self.normalize, self.mean, 1 / self.std))
 
     def predict(self, x: np.ndarray | torch.Tensor) -> np.ndarray:
-        """The most likely class's code for each row of ``x`` (n, d), int64 (n,); ties go to the lower code."""
-        return self.logits(x).argmax(1).numpy()
+        """The most likely class's code for each row of ``x`` (n, d), int64 (n,); ties go to the lower code.
+
+        A regression gives its numbers, float64 (n,), in the target's unit.
+        """
+        return _predicted(self.logits(x), self.target)
 
 
 @dataclass(frozen=True)
@@ -106,12 +115,13 @@ def fit_probe(
     ----------
     x : float32 (n, d)
         Vectors; may be read-only and hold more rows than are used.
-    y : int64 (n,)
-        Codes into ``classes``; read at the rows of ``train`` and ``validation`` only.
+    y : int64 or float64 (n,)
+        Codes into ``classes``, or without classes the numbers to predict; read at the rows of ``train`` and
+        ``validation`` only.
     train, validation : int64
         Rows of ``x`` to learn from and to choose the epoch by.
     classes : sequence of str
-        Names of the classes.
+        Names of the classes; none for a regression, which minimises the squared error.
     settings : ProbeSettings
         Learning rate, epochs and the like.
     on_epoch : callable, optional
@@ -138,10 +148,11 @@ def fit_probe(
     if not len(train) or not len(validation):
         raise ValueError(f"a probe needs rows to train on and to validate on, got {len(train)} and {len(validation)}")
     on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    data = _Data.of(x, y, train, validation, on)
+    target = None if classes else Target.of(y[train])
+    data = _Data.of(x, y if target is None else target.scaled(y), train, validation, on)
     scale = _Scale.fit(data.x, data.train, settings)
-    weight = torch.zeros(len(classes), data.x.shape[1], device=on)
-    bias = torch.zeros(len(classes), device=on)
+    weight = torch.zeros(len(classes) or 1, data.x.shape[1], device=on)
+    bias = torch.zeros(len(weight), device=on)
     adam = (
         _Adam(weight, settings.lr, settings.weight_decay),
         _Adam(bias, settings.lr, 0.0),
@@ -149,6 +160,7 @@ def fit_probe(
     order = torch.Generator().manual_seed(settings.seed)
     score = metric(settings.metric)
     truth = data.y[data.validation]
+    plain_truth = truth.cpu().numpy() if target is None else y[validation]
     best: Epoch | None = None
     best_key, best_state = (-math.inf, -math.inf), (weight, bias)
     history: list[Epoch] = []
@@ -160,8 +172,8 @@ def fit_probe(
             total += _step(data, batch, weight, bias, scale, adam)
         train_loss = float(total) / len(shuffled)
         logits = _logits(data.x, data.validation, weight, bias, scale)
-        validation_loss = float(torch.nn.functional.cross_entropy(logits, truth))
-        value = score(logits.argmax(1).cpu().numpy(), truth.cpu().numpy())
+        value = score(_predicted(logits.cpu(), target), plain_truth)
+        validation_loss = float(_loss(logits, truth)[0]) / len(truth)
         epoch = Epoch(number, train_loss, validation_loss, value)
         history.append(epoch)
         if on_epoch is not None:
@@ -185,6 +197,7 @@ def fit_probe(
         (1 / scale.inverse_std).cpu(),
         tuple(classes),
         settings.normalize,
+        target,
     )
     return Fit(probe, best.epoch, best.validation, tuple(history))
 
@@ -200,7 +213,8 @@ def feature_lengths(x: np.ndarray | torch.Tensor, train: np.ndarray, settings: P
 def save_probe(probe: Probe, path: str) -> None:
     """Write a probe so that ``torch.load(path, weights_only=True)`` gives back its tensors and the classes' names."""
     tensors = {"weight": probe.weight, "bias": probe.bias, "mean": probe.mean, "std": probe.std}
-    torch.save({**tensors, "classes": list(probe.classes), "normalize": probe.normalize}, path)
+    target = vars(probe.target) if probe.target else None
+    torch.save({**tensors, "classes": list(probe.classes), "normalize": probe.normalize, "target": target}, path)
 
 
 def load_probe(path: str) -> Probe:
@@ -209,12 +223,13 @@ def load_probe(path: str) -> Probe:
 
     with fsspec.open(path, "rb") as file:
         saved = torch.load(file, map_location="cpu", weights_only=True)
-    return Probe(**{**saved, "classes": tuple(saved["classes"])})
+    target = Target(**saved["target"]) if saved.get("target") else None
+    return Probe(**{**saved, "classes": tuple(saved["classes"]), "target": target})
 
 
 @dataclass(frozen=True)
 class _Data:
-    """Vectors, codes and the two sets of rows, on the device. On the CPU the vectors are the caller's own memory."""
+    """Vectors, codes or targets, and both sets of rows, on the device. On the CPU the vectors are the caller's own."""
 
     x: torch.Tensor
     y: torch.Tensor
@@ -226,7 +241,8 @@ class _Data:
         x: np.ndarray | torch.Tensor, y: np.ndarray, train: np.ndarray, validation: np.ndarray, device: torch.device
     ) -> _Data:
         rows = [torch.tensor(part, dtype=torch.int64) for part in (train, validation)]
-        vectors, codes = _tensor(x), torch.tensor(y, dtype=torch.int64)
+        vectors = _tensor(x)
+        codes = torch.tensor(y, dtype=torch.float32 if np.issubdtype(y.dtype, np.floating) else torch.int64)
         if device.type == "cpu":
             return _Data(vectors, codes, rows[0], rows[1])
         used = torch.cat(rows)
@@ -266,17 +282,31 @@ def _step(
     scale: _Scale,
     adam: tuple[_Adam, _Adam],
 ) -> torch.Tensor:
-    """One mini-batch: the gradient of the mean cross-entropy is (softmax - one hot) / n. Returns the summed loss."""
+    """One mini-batch. Returns the summed loss."""
     rows = scale(data.x.index_select(0, batch))
-    labels = data.y.index_select(0, batch).unsqueeze(1)
-    log_likelihood = torch.log_softmax(torch.addmm(bias, rows, weight.t()), 1)
-    loss = -log_likelihood.gather(1, labels).sum()
-    residual = log_likelihood.exp_()
-    residual.scatter_add_(1, labels, residual.new_full(labels.shape, -1.0))
+    loss, residual = _loss(torch.addmm(bias, rows, weight.t()), data.y.index_select(0, batch))
     residual.div_(len(batch))
     adam[0].step(residual.t() @ rows)
     adam[1].step(residual.sum(0))
     return loss
+
+
+def _loss(outputs: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The summed loss of outputs (b, k), which are overwritten, and its gradient by them (b, k)."""
+    if truth.is_floating_point():
+        difference = outputs.sub_(truth.unsqueeze(1))
+        return difference.square().sum(), difference.mul_(2)
+    labels = truth.unsqueeze(1)
+    log_likelihood = torch.log_softmax(outputs, 1)
+    loss = -log_likelihood.gather(1, labels).sum()
+    residual = log_likelihood.exp_()  # softmax less one hot
+    residual.scatter_add_(1, labels, residual.new_full(labels.shape, -1.0))
+    return loss, residual
+
+
+def _predicted(outputs: torch.Tensor, target: Target | None) -> np.ndarray:
+    """Codes int64 (n,) of outputs (n, k), or numbers float64 (n,) in the target's unit."""
+    return outputs.argmax(1).numpy() if target is None else target.unscaled(outputs[:, 0].numpy())
 
 
 def _logits(

@@ -17,7 +17,7 @@ from datas3_ray.kernels.training_scores import DECAY, EARLY, HARDEST, LEAST_WIND
 from datas3_ray.lake.row_columns import inputs_version, made_from
 from datas3_ray.lake.schemas import fingerprint
 from datas3_ray.lake.splits import held_out_ids
-from datas3_ray.training.data import _require_label, default_column
+from datas3_ray.training.data import default_column, require_label
 from datas3_ray.training.recorder import has_record
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def plan_scores(lake: Lake, name: str, config: ScoreConfig) -> ScorePlan:
     table = lake.image_table(name)
     column = default_column(config.column, table)
     table.require_vector(column)
-    _require_label(table, config.label)
+    require_label(table, config.label)
     config = config.model_copy(update={"column": column})
     held_out = held_out_ids(lake, name)
     inputs = inputs_version(table)

@@ -18,7 +18,7 @@ from datas3_ray.training.contract import (
     TrainingSet,
 )
 from datas3_ray.training.metrics import recode
-from datas3_ray.training.scoring import score_classes
+from datas3_ray.training.scoring import score_classes, score_numbers
 
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake, Selection, Table
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 
 class VitLinearProbe:
-    """Multinomial logistic regression on an encoder's vectors; keeps to :class:`datas3_ray.training.contract.Model`."""
+    """Logistic or linear regression on an encoder's vectors; keeps to :class:`datas3_ray.training.contract.Model`."""
 
     name = "vit_linear_probe"
     checkpoint = "probe.pt"
-    tasks = ("classification",)
+    tasks = ("classification", "regression")
     options = Options
     hyperparameters: Mapping[str, HyperParameter] = {
         "batch_size": HyperParameter(int, 1),
@@ -61,7 +61,7 @@ class VitLinearProbe:
                 data.check_same_vectors(column, pool.table, test)
         test_sets: dict[str, TestSet] = {}
         for name, test in tests.items():
-            vectors = data.read_labelled(test, column, config.label)
+            vectors = data.read_labelled(test, column, config.label, numbers=config.task == "regression")
             _check_test(name, vectors, selections.values())
             test_sets[name] = _test_set(vectors, test.version)
         training: dict[tuple[str, int], TrainingSet] = {}
@@ -104,9 +104,10 @@ class VitLinearProbe:
                 }
             )
 
+        regression = config.task == "regression"
         fit = fit_probe(
             x,
-            recode(codes, names, split.classes),
+            codes if regression else recode(codes, names, split.classes),
             split.train,
             split.validation,
             classes=split.classes,
@@ -118,7 +119,10 @@ class VitLinearProbe:
         for name, ref in tests.items():
             test_x, test_codes, test_names = ray.get(ref)
             predicted = fit.probe.predict(test_x)
-            scores[name] = score_classes(predicted, test_codes, test_names, fit.probe.classes, config.metric)
+            if regression:
+                scores[name] = score_numbers(predicted, test_codes, config.metric)
+            else:
+                scores[name] = score_classes(predicted, test_codes, test_names, fit.probe.classes, config.metric)
         loss = fit.history[fit.epoch - 1].validation_loss
         return Outcome(fit.epoch, len(fit.history), fit.validation, loss, time.perf_counter() - started, scores)
 
@@ -139,7 +143,7 @@ def _training_sets(pool: _Pool, column: str, config: SweepConfig) -> dict[tuple[
     from datas3_ray.training.data import read_labelled, split_selection
 
     wanted = pa.concat_arrays([selection.ids() for selection in pool.members]).unique()
-    vectors = read_labelled(pool.table, column, config.label, keep=wanted)
+    vectors = read_labelled(pool.table, column, config.label, keep=wanted, numbers=config.task == "regression")
     stored = ray.put((vectors.x, vectors.y, vectors.classes))
     sets = {}
     for selection in pool.members:
