@@ -71,6 +71,10 @@ def _import() -> None:
 def semdedup(sizes: Sizes) -> Iterator[Figure]:
     """A whole SemDeDup against faiss and float32 triangles on arrays that are in memory already."""
     with temporary_lake() as lake:
+        small = Sizes.small()
+        # Both sides once on a few rows, so that neither has its imports and first calls in its figure.
+        _in_memory(fill(lake, "few", small), small)
+        SemDeDup(column="vec", clusters=small.clusters).select(lake, "few")
         x = fill(lake, "pool", sizes)
         selector = SemDeDup(column="vec", clusters=sizes.clusters, eps=EPS, iterations=sizes.iterations)
         with PeakMemory() as memory:
