@@ -50,7 +50,7 @@ def temporary_lake() -> Iterator[Lake]:
     import ray
 
     ensure_ray()
-    ray.get([ray.remote(_import_torch).remote() for _ in range(os.cpu_count() or 1)])
+    ray.get([ray.remote(_import).remote() for _ in range(os.cpu_count() or 1)])
     folder = tempfile.mkdtemp()
     try:
         yield Lake(folder)
@@ -58,13 +58,23 @@ def temporary_lake() -> Iterator[Lake]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _import_torch() -> None:
-    import torch  # noqa: F401
+def _import() -> None:
+    """What this process has imported already, so that neither side of a ratio has an import in it."""
+    import lance  # noqa: F401
+    import torch
+
+    import datas3_ray.selectors  # noqa: F401
+
+    torch.eye(64) @ torch.eye(64)
 
 
 def semdedup(sizes: Sizes) -> Iterator[Figure]:
     """A whole SemDeDup against faiss and float32 triangles on arrays that are in memory already."""
     with temporary_lake() as lake:
+        small = Sizes.small()
+        # Both sides once on a few rows, so that neither has its imports and first calls in its figure.
+        _in_memory(fill(lake, "few", small), small)
+        SemDeDup(column="vec", clusters=small.clusters).select(lake, "few")
         x = fill(lake, "pool", sizes)
         selector = SemDeDup(column="vec", clusters=sizes.clusters, eps=EPS, iterations=sizes.iterations)
         with PeakMemory() as memory:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
 from datas3_ray import __version__
@@ -28,6 +29,10 @@ from datas3_ray.runtime import device, gather, idle_cpus, matrix_task
 
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake
+
+
+SPARE_ROWS = 1000
+"""Rows more than are wanted that the first look at a table brings along, so that a second one is seldom needed."""
 
 
 class KMeansConfig(BaseModel):
@@ -93,13 +98,13 @@ def cluster(lake: Lake, view: View, source: str, config: KMeansConfig, *, centro
     rows = f"{name}.rows"
     # The centroids are written last, so their presence means that both are whole.
     there = lake.exists(name) and lake.table(name).lineage().get("fingerprint") == mark
-    if not there or not _is_aligned(lake, rows, view):
+    if not there or not is_aligned(lake, rows, view):
         lineage = {"parameters": settings, "fingerprint": mark}
         _assign_and_write(lake, view, name, lineage, given if given is not None else _trained(view, config, lineage))
     return _read(lake, view, name, rows)
 
 
-def _is_aligned(lake: Lake, rows: str, view: View) -> bool:
+def is_aligned(lake: Lake, rows: str, view: View) -> bool:
     """Whether the assignments' parts are the fragments that the table has now: a compaction makes others."""
     return list(part_positions(lake.table(rows).lineage())) == view.fragment_ids
 
@@ -191,14 +196,35 @@ def sample_vectors(view: View, config: KMeansConfig) -> np.ndarray:
 
     They are the rows with the smallest seeded hash, in the order of their ids: the same however it is run.
     """
-    keyed = view.map(_hash_part, config.seed)
-    eligible = keyed.counts().eligible
+    import ray
+
+    most = min(config.sample, 256 * config.clusters)
+    # Rows that are surely enough come along at once; where fewer are eligible than the table has rows, a second look
+    # is needed.
+    guess = min(1.0, 1.1 * (most + SPARE_ROWS) / max(1, view.table.count_rows()))
+    looked = view.map(_hash_part, config.seed, guess)
+    split = ray.remote(_split).options(num_returns=2)
+    pairs: list[Any] = [split.remote(part) for part in looked.parts]
+    keyed = [pair[0] for pair in pairs]
+    eligible = looked.counts().eligible
     _require_rows(view, eligible)
-    cut = find_cut(keyed.parts, min(eligible, config.sample, 256 * config.clusters))
-    pieces = [piece for piece in view.zip(_take_part, keyed.parts, cut).results() if piece is not None]
-    ids = np.concatenate([piece[0] for piece in pieces])
-    vectors = np.concatenate([piece[1] for piece in pieces])
-    return vectors[np.argsort(ids, kind="stable")]
+    cut = find_cut(keyed, min(eligible, most))
+    chosen = ray.remote(_chosen)
+    pieces = gather(chosen.remote(part, pair[1], cut, guess) for part, pair in zip(keyed, pairs, strict=True))
+    if any(piece is None for piece in pieces):
+        pieces = view.zip(_take_part, keyed, cut).results()
+    ids = pa.chunked_array([piece[0] for piece in pieces], pa.string()).combine_chunks()
+    order = pc.array_sort_indices(ids).to_numpy()
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    sample = np.empty((len(ids), view.table.require_vector(str(view.column))), np.float32)
+    at = 0
+    for _, vectors in pieces:
+        if not len(vectors):
+            continue
+        sample[place[at : at + len(vectors)]] = vectors
+        at += len(vectors)
+    return sample
 
 
 def _require_rows(view: View, eligible: int) -> None:
@@ -208,25 +234,53 @@ def _require_rows(view: View, eligible: int) -> None:
         )
 
 
-def _hash_part(fragment: Fragment, seed: int) -> pa.Table:
-    """Ids of the eligible rows scored so that the smallest hash ranks first."""
-    batches = [ids for ids, _ in fragment.vectors()]
-    ids = pa.concat_arrays(batches) if batches else pa.array([], pa.string())
-    return pa.table({"id": ids, "score": -uniform(hash64(id_words(ids), seed=seed, stream="kmeans-sample"))})
+Sampled = tuple[pa.Array, np.ndarray]
+"""Ids and unit vectors float32 (n, d)."""
 
 
-def _take_part(fragment: Fragment, part: pa.Table, cut: Any) -> tuple[np.ndarray, np.ndarray] | None:
-    """Ids and unit vectors of the part's rows above the cut; None where there is none."""
+def _hash_part(fragment: Fragment, seed: int, guess: float) -> tuple[pa.Table, Sampled]:
+    """Ids of the eligible rows scored so that the smallest hash ranks first, and the rows whose hash is below guess."""
+    ids, hashes, found = [pa.array([], pa.string())], [np.empty(0)], []
+    for batch_ids, vectors in fragment.vectors():
+        drawn = uniform(hash64(id_words(batch_ids), seed=seed, stream="kmeans-sample"))
+        ids.append(batch_ids)
+        hashes.append(drawn)
+        found.append((batch_ids, normalize(vectors[drawn < guess])[0], drawn < guess))
+    table = pa.table({"id": pa.chunked_array(ids), "score": -np.concatenate(hashes)})
+    return table, _joined(found)
+
+
+def _split(pair: tuple[Any, Any]) -> tuple[Any, Any]:
+    return pair
+
+
+def _chosen(part: pa.Table, found: Sampled, cut: Any, guess: float) -> Sampled | None:
+    """Of the rows that were found at once those above the cut; None where the cut lets in others."""
     keep = apply_cut(part, cut).column("keep").to_numpy()
-    ids, vectors, at = [], [], 0
+    near = part.column("score").to_numpy() > -guess
+    if (keep & ~near).any():
+        return None
+    ids, vectors = found
+    return ids.filter(pa.array(keep[near])), vectors[keep[near]]
+
+
+def _take_part(fragment: Fragment, part: pa.Table, cut: Any) -> Sampled:
+    """Ids and unit vectors of the part's rows above the cut."""
+    keep = apply_cut(part, cut).column("keep").to_numpy()
+    found, at = [], 0
     for batch_ids, batch in fragment.vectors():
         mask = keep[at : at + len(batch_ids)]
         at += len(batch_ids)
-        if not mask.any():
-            continue
-        ids.append(np.array(batch_ids.to_pylist(), dtype=object)[mask])
-        vectors.append(normalize(batch[mask])[0])
-    return (np.concatenate(ids), np.concatenate(vectors)) if ids else None
+        found.append((batch_ids, normalize(batch[mask])[0], mask))
+    return _joined(found)
+
+
+def _joined(found: list[tuple[pa.Array, np.ndarray, np.ndarray]]) -> Sampled:
+    """Batches of ids, of the vectors of some of them, and of the masks that say which, in one."""
+    if not found:
+        return pa.array([], pa.string()), np.empty((0, 0), np.float32)
+    ids = pa.concat_arrays([ids.filter(pa.array(mask)) for ids, _, mask in found])
+    return ids, np.concatenate([vectors for _, vectors, _ in found])
 
 
 def _train(sample: np.ndarray, config: KMeansConfig, threads: float) -> Any:
@@ -246,7 +300,7 @@ def assign_fragment(fragment: Fragment, centroids: np.ndarray) -> pa.Table:
     """Nearest centroid of each eligible row by cosine: ``id``, ``cluster`` int32, ``similarity`` float32."""
     ids, clusters, similarities = [], [], []
     for batch_ids, vectors in fragment.vectors():
-        index, similarity = nearest(normalize(vectors)[0], centroids, device=device())
+        index, similarity = nearest(vectors, centroids, device=device())
         ids.append(batch_ids)
         clusters.append(index)
         similarities.append(similarity)

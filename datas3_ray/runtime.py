@@ -21,9 +21,15 @@ _QUIET = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
-# Ray's workers inherit these. Without them what threads allocate is spread over many arenas and heaps that keep their
-# free memory, so that a worker's grows for a long time with the number of shards it has seen.
-_LEAN_WORKERS = {"MALLOC_ARENA_MAX": "2", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+# Ray's workers inherit these. Without the first two what threads allocate is spread over many arenas and heaps that
+# keep their free memory, so that a worker's grows for a long time with the number of shards it has seen. The thresholds
+# keep the memory of a few batches for the next ones: fresh pages would cost a fifth more time.
+_LEAN_WORKERS = {
+    "MALLOC_ARENA_MAX": "2",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "MALLOC_MMAP_THRESHOLD_": str(64 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
+}
 
 
 def ensure_ray(num_cpus: int | None = None) -> None:

@@ -19,6 +19,7 @@ FLOORS = {
     "sources": 2,
     "encoders": 3,
     "clustering": 3,
+    "cells": 4,
     "ingest_plan": 4,
     "ingest_output": 4,
     "ingest_worker": 4,

@@ -14,19 +14,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from datas3_ray.kernels._tiles import (
-    NOTHING,
-    WINDOW,
-    Pairs,
-    Tile,
-    decode,
-    full_precision,
-    improve,
-    matrix,
-    unit_rows,
-)
+from datas3_ray.kernels._tiles import Pairs, full_precision, matrix, unit_rows
+from datas3_ray.kernels.closest import Closest
 from datas3_ray.kernels.hashing import hash64, uniform
-from datas3_ray.kernels.screen import Screen, Units, Workspace, fast_units
+from datas3_ray.kernels.screen import Screen, Units, fast_units
 
 if TYPE_CHECKING:
     import torch
@@ -240,106 +231,16 @@ class _Passes:
         return _Assignment(index, counts, sums, counts - inner, float(inner.sum()) / n)
 
     def _nearest(self, centroids: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-        import torch
-
         k = len(centroids)
         size = min(max(_LEAST_ROWS, min(_MOST_ROWS, _BLOCK_ELEMENTS // k)), len(self.rows))
-        turned = centroids.T.contiguous()
-        buffer = torch.empty((size, k), device=self.rows.device)
-        if self.screens and k > 1:
-            for screen in self.screens:
-                screen.tiles = screen.crowded = 0  # centroids move apart, and a screen of no use before is of use then
-            yield from _Screened(self.rows, self.screens, centroids, turned, buffer)
-            return
+        closest = Closest(centroids, [screen.units for screen in self.screens] if k > 1 else (), size)
         for start in range(0, len(self.rows), size):
-            block = self.rows[start : start + size]
-            yield start, _decided(block, centroids, torch.mm(block, turned, out=buffer[: len(block)]))
+            block = slice(start, min(start + size, len(self.rows)))
 
+            def coarse(level: int, left: npt.NDArray[np.int64] | None, block: slice = block) -> Screen:
+                return self.screens[level].take(block if left is None else left + block.start)
 
-class _Screened:
-    """The nearest centroids of all rows, block by block: in coarse numbers first, finer ones where they are close."""
-
-    def __init__(
-        self,
-        rows: torch.Tensor,
-        screens: list[Screen],
-        centroids: torch.Tensor,
-        turned: torch.Tensor,
-        buffer: torch.Tensor,
-    ) -> None:
-        self.rows, self.centroids, self.turned, self.buffer = rows, centroids, turned, buffer
-        self.levels = [(screen, Screen(centroids, screen.units)) for screen in screens]
-        self.space = Workspace(*buffer.shape)
-
-    def __iter__(self) -> Iterator[tuple[int, torch.Tensor]]:
-        for start in range(0, len(self.rows), len(self.buffer)):
-            yield start, self._block(start, min(start + len(self.buffer), len(self.rows)))
-
-    def _block(self, start: int, stop: int) -> torch.Tensor:
-        import torch
-
-        index = torch.empty(stop - start, dtype=torch.int64)
-        left = np.arange(stop - start)
-        for screen, centroids in self.levels:
-            if screen.useless:
-                continue
-            whole = len(left) == stop - start
-            part = screen.take(slice(start, stop) if whole else left + start)
-            found, close = self._look(part, centroids)
-            index[torch.from_numpy(left)] = found
-            screen.tiles += 1
-            screen.crowded += 2 * len(close) > len(left)
-            left = left[close]
-            if not len(left):
-                return index
-        lines = torch.from_numpy(left)
-        rows = self.rows[start:stop].index_select(0, lines)
-        index[lines] = _decided(rows, self.centroids, torch.mm(rows, self.turned, out=self.buffer[: len(rows)]))
-        return index
-
-    def _look(self, part: Screen, centroids: Screen) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
-        """The nearest centroids, and the rows where two cosines that are off together could tell otherwise."""
-        import torch
-
-        cosines = self.space.product(part, 0, len(part), centroids, 0, len(centroids))
-        index, peak = _largest(cosines)
-        cosines[torch.arange(len(part)), index] = -torch.inf
-        most = peak.numpy() * part.step.astype(np.float64)
-        second = cosines.amax(1).numpy() * part.step.astype(np.float64)
-        bound = part.bound(0, len(part), centroids, 0, len(centroids)) + part.rounding(most)
-        return index, np.flatnonzero(second >= most - 2 * bound)
-
-
-def _decided(rows: torch.Tensor, centroids: torch.Tensor, cosines: torch.Tensor) -> torch.Tensor:
-    """The nearest centroid of each row of a block, close calls as in :func:`similarity.nearest`."""
-    import torch
-
-    index, peak = _largest(cosines)
-    every = torch.arange(len(rows), device=rows.device)
-    cosines[every, index] = -torch.inf
-    lines = torch.nonzero(cosines.amax(1) >= peak - WINDOW).view(-1)
-    cosines[every, index] = peak
-    if len(lines) == 0:
-        return index
-
-    def exact(chosen: torch.Tensor) -> torch.Tensor:
-        return rows[lines[chosen]].double() @ centroids.double().T
-
-    best = torch.full_like(lines, NOTHING)
-    improve(best, Tile(cosines[lines], lines, torch.zeros_like(lines), exact), Pairs(rows, centroids))
-    index[lines] = torch.from_numpy(decode(best)[1]).to(rows.device)
-    return index
-
-
-def _largest(cosines: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first largest column of each line and its value; numpy's argmax is eight times as fast on the CPU."""
-    import torch
-
-    if cosines.device.type != "cpu":
-        peak, index = cosines.max(1)
-        return index, peak
-    index = torch.from_numpy(np.argmax(cosines.numpy(), axis=1))
-    return index, cosines.gather(1, index[:, None]).view(-1)
+            yield start, closest.of(self.rows[block], coarse)
 
 
 def _add(sums: torch.Tensor, index: torch.Tensor, rows: torch.Tensor) -> None:

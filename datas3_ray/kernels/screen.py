@@ -233,19 +233,21 @@ class Search:
         self._raise(line[first], column[first])
         rest = upper >= self._least()[line]
         rest[first] = False
-        self._raise(line[rest], column[rest])
-
-    def _raise(self, line: npt.NDArray[np.int64], column: npt.NDArray[np.int64]) -> None:
-        """Raise the codes by pairs (lines ascending); float32 leaves out those that cannot be a line's largest."""
-        import torch
-
+        line, column = line[rest], column[rest]
         if len(line) == 0:
             return
+        # float32 leaves out those that cannot be a line's largest.
         cosines = dots(self.left.rows, line + self.top, self.right.rows, column)
         starts = _starts(line)
         peak = np.repeat(np.maximum.reduceat(cosines, starts), np.diff(starts, append=len(line)))
         kept = np.flatnonzero(cosines >= np.maximum(self._least()[line], peak) - WINDOW)
-        lines, columns = torch.from_numpy(line[kept]), torch.from_numpy(column[kept])
+        self._raise(line[kept], column[kept])
+
+    def _raise(self, line: npt.NDArray[np.int64], column: npt.NDArray[np.int64]) -> None:
+        """Raise the codes by pairs."""
+        import torch
+
+        lines, columns = torch.from_numpy(line), torch.from_numpy(column)
         codes = code(self.pairs.keys(lines + self.top, columns), columns)
         self.best.scatter_reduce_(0, lines, codes, "amax")
 

@@ -30,6 +30,8 @@ from datas3_ray.kernels._tiles import (
     rounded,
     unit_rows,
 )
+from datas3_ray.kernels.closest import Closest
+from datas3_ray.kernels.screen import fast_units
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 STATED_PRECISION = 1 / SCALE
 """What a returned cosine is rounded to, 1e-6, and below which two cosines are the same."""
 
+SCREENED = 256
+"""Rows from which looking at coarse numbers first pays off."""
 ROW_BLOCK = 1024
 COLUMN_BLOCK = 4096
 _PADDING = 64
@@ -125,6 +129,11 @@ def nearest(X: npt.ArrayLike, C: npt.ArrayLike, device: str = "cpu") -> tuple[np
         raise ValueError("there must be at least one centroid")
     index, similarity = np.empty(len(vectors), np.int32), np.empty(len(vectors), np.float32)
     right = unit_rows(centres, "C", device)
+    if _screened(vectors, right):
+        for start, rows, found in _closest(vectors, right):
+            index[start : start + len(rows)] = found.numpy()
+            similarity[start : start + len(rows)] = _keys(rows, right, found) / SCALE
+        return index, similarity
     with full_precision():
         for start, rows, cosines in _blocks(vectors, right, ROW_BLOCK, min(len(right), COLUMN_BLOCK)):
             best = torch.full((len(rows),), NOTHING, dtype=torch.int64, device=right.device)
@@ -165,6 +174,10 @@ def top_order_statistic(X: npt.ArrayLike, Q: npt.ArrayLike, x: int, device: str 
         raise ValueError(f"x must be a whole number from 1 to the number of queries, {m}, not {x}")
     result = np.empty(len(vectors), np.float32)
     right = unit_rows(queries, "Q", device)
+    if x == 1 and _screened(vectors, right):
+        for start, rows, found in _closest(vectors, right):
+            result[start : start + len(rows)] = _keys(rows, right, found) / SCALE
+        return result
     row_block = max(_PADDING, min(ROW_BLOCK, ROW_BLOCK * COLUMN_BLOCK // m))
     with full_precision():
         for start, rows, cosines in _blocks(vectors, right, row_block, m):
@@ -201,6 +214,31 @@ def mean_cosine(X: npt.ArrayLike, Q: npt.ArrayLike) -> Float32:
 def _norms(block: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     with np.errstate(invalid="ignore", over="ignore"):
         return np.sqrt(np.einsum("ij,ij->i", block, block, dtype=np.float64))
+
+
+def _screened(X: npt.NDArray[Any], right: torch.Tensor) -> bool:
+    """Whether there are coarse numbers to look at first, and enough to look at."""
+    enough = len(X) >= SCREENED and 1 < len(right) <= ROW_BLOCK * COLUMN_BLOCK // _PADDING
+    return enough and right.device.type == "cpu" and fast_units() is not None
+
+
+def _closest(X: npt.NDArray[Any], right: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Blocks of unit rows with the nearest of the right ones."""
+    units = fast_units()
+    assert units is not None
+    size = min(ROW_BLOCK, ROW_BLOCK * COLUMN_BLOCK // len(right))
+    with full_precision():
+        closest = Closest(right, [units], size)
+        for start in range(0, len(X), size):
+            rows = unit_rows(X, "X", "cpu", start, start + size)
+            yield start, rows, closest.of(rows)
+
+
+def _keys(rows: torch.Tensor, right: torch.Tensor, index: torch.Tensor) -> npt.NDArray[np.int64]:
+    """Each row's cosine with one right row, in whole millionths."""
+    import torch
+
+    return Pairs(rows, right).keys(torch.arange(len(rows)), index).numpy()
 
 
 class _Cosines:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from datas3_ray.clustering import KMeansConfig, cluster, sample_vectors
+from datas3_ray.cells import Cells, nested_cells
+from datas3_ray.clustering import KMeansConfig
 from datas3_ray.kernels.hashing import gumbel, hash64, id_words
 from datas3_ray.kernels.importance import effective_sample_size, kl_reduction, nested_log_weights
-from datas3_ray.kernels.kmeans import spherical_kmeans
-from datas3_ray.kernels.similarity import nearest, normalize
-from datas3_ray.lake.view import Fragment
-from datas3_ray.runtime import device, gather, matrix_task
+from datas3_ray.runtime import gather, matrix_task
 from datas3_ray.selectors.base import Inputs, Outcome, Seed, Selector, Size
 from datas3_ray.selectors.ngram_weights import NgramFeatures, ngram_scores, require_text
 from datas3_ray.selectors.query import query_vectors
@@ -63,6 +60,8 @@ class ImportanceResampling(Selector):
 
     Notes
     -----
+    The cells depend on the pool alone and are kept in the lake, so that the next query needs no pass over the vectors.
+
     Columns: ``cluster`` and ``cell`` (its second level), ``weight`` (w); with n-grams, ``log_weight``. Rows whose
     caption holds no word are invalid; captions are not filtered by length. The report has the effective sample size
     (sum w)^2 / sum w^2 of the pool: with a ``size`` above it the selection cannot follow the query.
@@ -110,103 +109,33 @@ class ImportanceResampling(Selector):
         return Outcome(mapped, size=self.size, resizable=True, report=report)
 
     def _by_clusters(self, inputs: Inputs) -> Outcome:
-        """Build the cells, count pool and query in them, weigh the cells, and score the rows."""
+        """Count pool and query in the pool's cells, weigh the cells, and score the rows."""
         import ray
 
         assert inputs.query is not None
         queries, unusable = query_vectors(inputs.query, self.column)
         clusters = self.clusters or max(1, round(math.sqrt(inputs.table.count_rows()) / 4))
         config = KMeansConfig(clusters=clusters, seed=self.seed, iterations=self.iterations)
-        clustering = cluster(inputs.lake, inputs.view, inputs.fingerprint(), config)
-        sample = ray.put(sample_vectors(inputs.view, config))
-        train = ray.remote(_train_cells).options(**matrix_task())
-        cells = gather([train.remote(sample, clustering.centroids, self.children, config)])[0]
-        cells_ref = ray.put(cells)
-        located = inputs.view.zip(_locate, clustering.mapped.parts, cells_ref, resources=matrix_task())
-        count = ray.remote(_count)
-        pool = np.sum(gather(count.remote(part, cells_ref) for part in located.parts), axis=0)
-        query_cell = gather([ray.remote(_locate_query).options(**matrix_task()).remote(queries, cells_ref)])[0]
-        asked = np.bincount(query_cell, minlength=len(cells.parent))
+        nested = nested_cells(inputs.lake, inputs.view, inputs.fingerprint(), config, self.children)
+        cells, pool = nested.cells, nested.sizes
+        locate = ray.remote(_locate).options(**matrix_task())
+        asked = np.bincount(gather([locate.remote(queries, cells)])[0], minlength=len(pool))
         log_weight = _cell_weights(cells, pool, asked, self.pseudo_count)
         score = ray.remote(_score)
-        parts = [score.remote(part, log_weight, self.seed) for part in located.parts]
-        located.parts = parts
+        mapped = nested.mapped
+        mapped.parts = [score.remote(part, log_weight, self.seed) for part in mapped.parts]
         report = {
-            "clusters": clustering.name,
+            "clusters": nested.name,
             "cells": int((pool > 0).sum()),
             "queries": len(queries),
             "unusable_queries": unusable,
             **_quality(log_weight, pool, asked),
         }
-        return Outcome(located, size=self.size, resizable=True, report=report)
+        return Outcome(mapped, size=self.size, resizable=True, report=report)
 
 
-@dataclass(frozen=True)
-class Cells:
-    """The second level: centroids of the children of every first-level cell, one after another.
-
-    Attributes
-    ----------
-    first : ndarray (k, d), float32
-        Unit centroids of the first level.
-    second : ndarray (c, d), float32
-        Unit centroids of all children.
-    parent : ndarray (c,), int64
-        First-level cell of each child, ascending.
-    """
-
-    first: np.ndarray
-    second: np.ndarray
-    parent: np.ndarray
-
-    def children(self, cell: int) -> slice:
-        """Where the children of a first-level cell are."""
-        return slice(int(np.searchsorted(self.parent, cell)), int(np.searchsorted(self.parent, cell, side="right")))
-
-    def locate(self, unit: np.ndarray, cluster: np.ndarray) -> np.ndarray:
-        """Child of each row: the nearest among the children of its first-level cell."""
-        found = np.zeros(len(unit), np.int64)
-        for cell in np.unique(cluster):
-            rows = np.flatnonzero(cluster == cell)
-            span = self.children(int(cell))
-            found[rows] = span.start + nearest(unit[rows], self.second[span], device=device())[0]
-        return found
-
-
-def _train_cells(sample: np.ndarray, first: np.ndarray, children: int, config: KMeansConfig) -> Cells:
-    cluster = nearest(sample, first, device=device())[0]
-    second, parent = [], []
-    for cell in range(len(first)):
-        rows = sample[cluster == cell]
-        if len(rows) == 0 or children == 1:
-            centroids = first[cell : cell + 1]
-        else:
-            # A child should stand for at least eight rows of the sample, or its counts are noise.
-            k = max(1, min(children, len(rows) // 8))
-            centroids = spherical_kmeans(
-                rows, k, seed=config.seed, iterations=config.iterations, device=device()
-            ).centroids
-        second.append(centroids)
-        parent.append(np.full(len(centroids), cell))
-    return Cells(first, np.concatenate(second), np.concatenate(parent))
-
-
-def _locate(fragment: Fragment, part: pa.Table, cells: Cells) -> pa.Table:
-    cluster = part.column("cluster").to_numpy()
-    found, at = [], 0
-    for ids, vectors in fragment.vectors():
-        found.append(cells.locate(normalize(vectors)[0], cluster[at : at + len(ids)]))
-        at += len(ids)
-    cell = np.concatenate(found) if found else np.empty(0, np.int64)
-    return pa.table({"id": part.column("id"), "cluster": part.column("cluster"), "cell": pa.array(cell, pa.int32())})
-
-
-def _locate_query(queries: np.ndarray, cells: Cells) -> np.ndarray:
-    return cells.locate(queries, nearest(queries, cells.first, device=device())[0])
-
-
-def _count(part: pa.Table, cells: Cells) -> np.ndarray:
-    return np.bincount(part.column("cell").to_numpy(), minlength=len(cells.parent))
+def _locate(queries: np.ndarray, cells: Cells) -> np.ndarray:
+    return cells.locate_anywhere(queries)
 
 
 def _cell_weights(cells: Cells, pool: np.ndarray, asked: np.ndarray, pseudo_count: float) -> np.ndarray:
