@@ -215,33 +215,30 @@ def coded(labels: pa.Array) -> tuple[np.ndarray, tuple[str, ...]]:
     return codes, tuple(classes.to_pylist())
 
 
-def divide(
-    ids: pa.Array, y: np.ndarray, classes: Sequence[str], *, validation: float, seed: int, name: str
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Which rows of selection ``name`` to hold out, bool (n,), and the classes that all of them have.
+def hold_out(ids: pa.Array, y: np.ndarray, *, validation: float, seed: int) -> np.ndarray:
+    """Which of a selection's labelled rows, sorted by id, to validate on: bool (n,), about that share.
 
-    Parameters
-    ----------
-    ids : pyarrow.Array of string
-        Its labelled rows, sorted.
-    y : ndarray of shape (n,)
-        Codes into ``classes``, or numbers where there are none.
-    validation : float
-        Share to hold out; nothing is where there are fewer than :data:`FEWEST_TO_HOLD_OUT` rows.
-    seed : int
+    None where there are fewer than :data:`FEWEST_TO_HOLD_OUT`. ``y`` (n,) are codes, of which each keeps a row to learn
+    from, or numbers.
+    """
+    numbers = np.issubdtype(y.dtype, np.floating)
+    return _held_out(ids, np.zeros(len(y), dtype=np.int64) if numbers else y, validation, seed)
+
+
+def classes_to_learn(y: np.ndarray, classes: Sequence[str], name: str) -> tuple[str, ...]:
+    """The classes of training rows y (n,), sorted; none where y are numbers.
 
     Raises
     ------
     UsageError
-        When all rows have one class or number.
+        When all rows of selection ``name`` have one class or number.
     """
     numbers = np.issubdtype(y.dtype, np.floating)
     present = np.unique(y)
     if len(present) < 2:
         only = f"one number only ({present[0]:g}" if numbers else f"one class only ('{classes[present[0]]}'"
         raise UsageError(f"selection '{name}' holds {only}, {len(y)} rows); training needs two or more.")
-    held_out = _held_out(ids, np.zeros(len(y), dtype=np.int64) if numbers else y, validation, seed)
-    return held_out, () if numbers else tuple(classes[code] for code in present)
+    return () if numbers else tuple(classes[code] for code in present)
 
 
 def split_selection(vectors: LabelledVectors, selection: Selection, *, validation: float, seed: int) -> Split:
@@ -260,14 +257,8 @@ def split_selection(vectors: LabelledVectors, selection: Selection, *, validatio
             f"selection '{selection.name}' keeps {len(kept)} rows and none of them has both a label and a vector; "
             "there is nothing to train on."
         )
-    held_out, classes = divide(
-        vectors.ids.take(pa.array(rows)),
-        vectors.y[rows],
-        vectors.classes,
-        validation=validation,
-        seed=seed,
-        name=selection.name,
-    )
+    classes = classes_to_learn(vectors.y[rows], vectors.classes, selection.name)
+    held_out = hold_out(vectors.ids.take(pa.array(rows)), vectors.y[rows], validation=validation, seed=seed)
     on_training_rows = not held_out.any()
     return Split(
         train=rows[~held_out],

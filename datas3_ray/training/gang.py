@@ -98,7 +98,8 @@ class Workers:
         # Statistics are the same everywhere, so that buffers need not be sent around. Torch has renamed the switch.
         known = inspect.signature(DistributedDataParallel.__init__).parameters
         switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        return DistributedDataParallel(module, **{switch: False})
+        switched: dict[str, Any] = {switch: False}
+        return DistributedDataParallel(module, **switched)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         import torch.distributed as dist

@@ -196,14 +196,8 @@ def split_images(
             f"selection '{selection.name}' keeps {len(selection)} rows and none of them has both a label and an image; "
             "there is nothing to train on."
         )
-    held_out, classes = data.divide(
-        images.rows.ids.take(pa.array(chosen)),
-        images.y[chosen],
-        images.classes,
-        validation=config.validation,
-        seed=seed,
-        name=selection.name,
-    )
+    ids = images.rows.ids.take(pa.array(chosen))
+    held_out = data.hold_out(ids, images.y[chosen], validation=config.validation, seed=seed)
     on = data.HELD_OUT if held_out.any() else data.TRAINING_ROWS
     train, validation = chosen[~held_out], chosen[held_out] if held_out.any() else chosen
     draws = None
@@ -211,8 +205,7 @@ def split_images(
         draws = len(train)
         every = _positions(images, _eligible(config, selection))
         train = every[~np.isin(every, validation)] if held_out.any() else every
-        if images.classes:
-            classes = tuple(images.classes[code] for code in np.unique(images.y[train]))
+    classes = data.classes_to_learn(images.y[train], images.classes, selection.name)
     weights = _weights(images, selection, config.weight, train) if config.weight else None
     return ImageSplit(train, validation, classes, weights, draws), on
 

@@ -160,7 +160,7 @@ def test_checkpoint_round_trip_without_pickle(tmp_path: Path) -> None:
     path = str(tmp_path / "probe.pt")
     save_probe(probe, path)
     saved = torch.load(path, weights_only=True)
-    assert set(saved) == {"weight", "bias", "mean", "std", "classes", "normalize"}
+    assert set(saved) == {"weight", "bias", "mean", "std", "classes", "normalize", "target"}
     again = load_probe(path)
     assert again.classes == probe.classes
     assert torch.equal(again.logits(x), probe.logits(x))
