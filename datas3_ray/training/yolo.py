@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 METRICS = {"map50": "metrics/mAP50(B)", "map50_95": "metrics/mAP50-95(B)"}
-"""What ultralytics calls the metrics."""
+"""What ultralytics calls the sweep's metrics."""
 
 _OTHERS = {"precision": "metrics/precision(B)", "recall": "metrics/recall(B)"}
 _TEST_BATCH = 32
@@ -104,16 +104,23 @@ def train_detector(job: YoloJob, report: Report) -> tuple[Outcome, dict[str, Any
         When the loss becomes infinite or not a number, images cannot be read or written, or a batch does not fit.
     """
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="datas3-yolo-") as place, offline(), _repeatable(job.settings.threads):
+    with tempfile.TemporaryDirectory(prefix="datas3-yolo-") as place, offline(), _undone():
         folder = Path(place)
         trainer = _trainer(job, folder, report)
         try:
             trainer.train()
+        except RuntimeError as error:
+            if "out of memory" in str(error).lower():
+                raise _does_not_fit(job.settings) from error
+            raise
         finally:
             for name in ("train_loader", "test_loader"):
-                close(getattr(trainer, name, None))
+                _close(getattr(trainer, name, None))
         best = trainer.watch.best
         scores = {test: score(job, best.state, images, folder / "test") for test, images in job.tests.items()}
+    if trainer.unreadable:
+        known = {"training_unreadable": float(trainer.unreadable)}
+        scores = {test: replace(one, figures={**one.figures, **known}) for test, one in scores.items()}
     outcome = Outcome(best.number, trainer.watch.epochs, best.score, best.loss, time.perf_counter() - started, scores)
     saved = {
         "classes": list(job.split.classes),
@@ -125,8 +132,8 @@ def train_detector(job: YoloJob, report: Report) -> tuple[Outcome, dict[str, Any
 
 
 @contextmanager
-def _repeatable(threads: int) -> Iterator[None]:
-    """So many threads of arithmetic inside, and all random generators as before afterwards."""
+def _undone() -> Iterator[None]:
+    """Random generators, the number of threads and what is deterministic are afterwards as they were before."""
     import random
 
     import torch
@@ -134,7 +141,6 @@ def _repeatable(threads: int) -> Iterator[None]:
     count, python, numbers = torch.get_num_threads(), random.getstate(), np.random.get_state()
     deterministic = torch.are_deterministic_algorithms_enabled()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.set_num_threads(threads)
         try:
             yield
         finally:
@@ -179,7 +185,7 @@ class _Watch:
                 raise Datas3Error(f"the loss became {word} in epoch {self.epochs}; lower the learning rate.")
         score = float(metrics[METRICS[self.settings.metric]])
         if self.best is None or (score, -loss) > (self.best.score, -self.best.loss):
-            state = {name: value.detach().float().cpu().clone() for name, value in network.state_dict().items()}
+            state = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
             self.best = _Best(self.epochs, score, loss, state)
         self.report(
             {
@@ -211,6 +217,7 @@ def _trainer(job: YoloJob, folder: Path, report: Report) -> Any:
         """Trains by our budget, and keeps the best network in memory and not as a pickle."""
 
         watch = _Watch(settings, report)
+        unreadable = written.unreadable
 
         def get_dataset(self) -> dict[str, Any]:
             names = dict(enumerate(job.split.classes))
@@ -218,11 +225,8 @@ def _trainer(job: YoloJob, folder: Path, report: Report) -> Any:
             return {"path": folder, "nc": len(names), "names": names, "channels": 3, **parts}
 
         def _build_train_pipeline(self) -> None:
-            if self.batch_size != settings.batch_size:  # it halves the batch where the memory of a GPU is used up
-                raise Datas3Error(
-                    f"a batch of {settings.batch_size} images of {settings.image_size} pixels does not fit into the "
-                    "GPU's memory; lower batch_size or options.image_size."
-                )
+            if getattr(self, "train_loader", None) is not None:  # memory is used up, and it would halve the batch
+                raise _does_not_fit(settings)
             super()._build_train_pipeline()
 
         def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -253,7 +257,22 @@ def _trainer(job: YoloJob, folder: Path, report: Report) -> Any:
 
     trainer = Epochs(overrides=_arguments(settings, folder, epochs))
     trainer.model = detector(job.split.classes, job.weights)
+    trainer.add_callback("on_pretrain_routine_end", lambda _: _set_threads(settings))
     return trainer
+
+
+def _set_threads(settings: YoloSettings) -> None:
+    """The threads asked for: ultralytics sets a number of its own with every trainer and validator."""
+    import torch
+
+    torch.set_num_threads(settings.threads)
+
+
+def _does_not_fit(settings: YoloSettings) -> Datas3Error:
+    return Datas3Error(
+        f"a batch of {settings.batch_size} images of {settings.image_size} pixels does not fit into the memory; lower "
+        "batch_size or options.image_size."
+    )
 
 
 def _arguments(settings: YoloSettings, folder: Path, epochs: int) -> dict[str, Any]:
@@ -268,7 +287,7 @@ def _arguments(settings: YoloSettings, folder: Path, epochs: int) -> dict[str, A
         "lr0": settings.lr,
         "optimizer": settings.optimizer,
         "weight_decay": settings.weight_decay,
-        # numpy's generator takes 32 bits, and ultralytics adds 1.
+        # numpy's generator takes 32 bits, and ultralytics adds up to 1.
         "seed": settings.seed % ((1 << 32) - 2),
         "save_dir": str(folder / "run"),
         **_quiet_arguments(settings),
@@ -291,7 +310,7 @@ def _quiet_arguments(settings: YoloSettings) -> dict[str, Any]:
 
 
 def _write_split(job: YoloJob, folder: Path) -> Written:
-    """The training and validation images, on disk; what there is of the first."""
+    """Write the training and validation images; what there is of the first, with what cannot be read of both."""
     codes = recode(job.images.codes, job.images.classes, job.split.classes)
     parts = {"train": job.split.train, "val": job.split.validation}
     written = {
@@ -305,17 +324,21 @@ def _write_split(job: YoloJob, folder: Path) -> Written:
                 f"{read} can be read, and they have no box; check that the files are still there and that the boxes "
                 "are in pixels of the upright image."
             )
-    return written["train"]
+    return replace(written["train"], unreadable=sum(one.unreadable for one in written.values()))
 
 
-def close(loader: Any) -> None:
+def _close(loader: Any) -> None:
     """End a loader's processes, which ultralytics does only after a training without errors."""
     if hasattr(loader, "close"):
         loader.close()
 
 
 def first_images(batch: Mapping[str, Any], count: int) -> dict[str, Any]:
-    """The first images of a batch as ultralytics collates them, with their boxes."""
+    """The first ``count`` images of a batch as ultralytics collates them, with their boxes.
+
+    Tensors and tuples of the batch have an entry an image, but ``batch_idx`` (each box's image), ``cls`` and
+    ``bboxes``, which have one a box.
+    """
     boxes = batch["batch_idx"] < count
     cut: dict[str, Any] = {}
     for name, values in batch.items():
@@ -327,7 +350,24 @@ def first_images(batch: Mapping[str, Any], count: int) -> dict[str, Any]:
 
 
 def score(job: YoloJob, state: Mapping[str, torch.Tensor], images: DetectionImages, folder: Path) -> TestScore:
-    """A trained network on a test table, by ultralytics' validator. A class that the subset lacks counts with 0."""
+    """A trained network on a test table, by ultralytics' validator. To be called inside :func:`offline`.
+
+    Parameters
+    ----------
+    job : YoloJob
+        Its classes, settings and metric.
+    state : mapping of str to tensor
+        The network's, as :func:`train_detector` gives it.
+    images : DetectionImages
+        The test table's. Classes of theirs that the job lacks count with 0.
+    folder : Path
+        Where to write them; removed afterwards.
+
+    Raises
+    ------
+    Datas3Error
+        When no readable image has a box, or there is no room for them.
+    """
     import yaml
     from ultralytics.models.yolo.detect import DetectionValidator
 
@@ -356,10 +396,11 @@ def score(job: YoloJob, state: Mapping[str, torch.Tensor], images: DetectionImag
             **_quiet_arguments(job.settings),
         },
     )
+    validator.add_callback("on_val_start", lambda _: _set_threads(job.settings))
     try:
         found = validator(model=network)
     finally:
-        close(validator.dataloader)
+        _close(validator.dataloader)
         shutil.rmtree(folder)
     figures = {name: float(found[key]) for name, key in {**METRICS, **_OTHERS}.items()}
     if written.unreadable:

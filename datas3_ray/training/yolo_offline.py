@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datas3_ray.errors import UsageError
+from datas3_ray.errors import Datas3Error, UsageError
 
 WHAT = "model yolov8n"
 """Begins the sentence of an error."""
@@ -42,12 +42,15 @@ def require_ultralytics() -> None:
 def offline() -> Iterator[None]:
     """ultralytics without network, without its settings' integrations, and silent.
 
-    What importing it changes for the whole process, such as how numpy prints, is set back.
+    What it changes for the whole process, the environment and how numpy prints among them, is set back.
+
+    Raises
+    ------
+    Datas3Error
+        When its folder below ``TMPDIR`` is another user's.
     """
-    folder = _folder()
-    given = {"YOLO_CONFIG_DIR": str(folder), **_ENVIRONMENT}
-    before = {name: os.environ.get(name) for name in (*given, "OMP_NUM_THREADS")}
-    os.environ.update(given)
+    before = dict(os.environ)
+    os.environ.update({"YOLO_CONFIG_DIR": str(_folder()), **_ENVIRONMENT})
     try:
         _import_quietly()
         from ultralytics.utils import LOGGER, SETTINGS
@@ -65,11 +68,9 @@ def offline() -> Iterator[None]:
             dict.update(SETTINGS, settings)
             events.enabled = sends
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _import_quietly() -> None:
@@ -91,7 +92,7 @@ def _folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"datas3-ultralytics-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.lstat().st_uid != os.getuid() or folder.is_symlink():
-        raise PermissionError(f"{folder} belongs to another user")
+        raise Datas3Error(f"{folder} belongs to another user; let TMPDIR name a folder of your own.")
     inner = folder / "Ultralytics"
     inner.mkdir(exist_ok=True)
     if not all((inner / font).exists() for font in _FONTS):

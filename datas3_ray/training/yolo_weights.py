@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from datas3_ray.encoders.weights import find_weights, load_weights
 from datas3_ray.errors import Datas3Error, UsageError
+from datas3_ray.training.initial_weights import fit_weights
 from datas3_ray.training.yolo_offline import WHAT, offline
 
 if TYPE_CHECKING:
@@ -31,9 +32,18 @@ class DetectorWeights:
 
 
 def detector(classes: Sequence[str], weights: DetectorWeights | None = None) -> Any:
-    """ultralytics' YOLOv8n for ``classes``, with torch's current random weights or from ``weights``.
+    """ultralytics' YOLOv8n for ``classes``, with random weights of torch's generator or from ``weights``.
 
-    What classifies is taken over, class by class, where the names agree. To be called inside :func:`offline`.
+    What classifies is taken over too, class by class, where the names agree. To be called inside :func:`offline`.
+
+    Returns
+    -------
+    ultralytics.nn.tasks.DetectionModel
+
+    Raises
+    ------
+    UsageError
+        When the weights are of no YOLOv8n.
     """
     from ultralytics.nn.tasks import DetectionModel
 
@@ -45,7 +55,9 @@ def detector(classes: Sequence[str], weights: DetectorWeights | None = None) -> 
 
 
 def rebuilt(weights: DetectorWeights) -> Any:
-    """The network that the weights are of. To be called inside :func:`offline`.
+    """The network that the weights are of, an ``ultralytics.nn.tasks.DetectionModel``.
+
+    To be called inside :func:`offline`. Classes without known names are called by their numbers.
 
     Raises
     ------
@@ -55,16 +67,14 @@ def rebuilt(weights: DetectorWeights) -> Any:
     from ultralytics.nn.tasks import DetectionModel
 
     tensors = weights.tensors
-    try:
-        count, width = tensors[_CLASSES].shape[0], tensors[_WIDTH].shape[0]
-        network = DetectionModel(ARCHITECTURE, nc=count, verbose=False)
-        if network.state_dict()[_WIDTH].shape[0] != width:
-            # Fine-tuned from weights for more classes: the branches have kept the width that those had.
-            network.load(DetectionModel(ARCHITECTURE, nc=width, verbose=False), verbose=False)
-        network.load_state_dict(tensors)
-    except (KeyError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[-1].strip()
-        raise UsageError(f"{WHAT}: the weights are of another architecture than YOLOv8n: {first}.") from error
+    if any(name not in tensors or tensors[name].ndim != 4 for name in (_CLASSES, _WIDTH)):
+        raise UsageError(f"{WHAT}: the weights are of another architecture: they lack its layers that classify.")
+    count, width = tensors[_CLASSES].shape[0], tensors[_WIDTH].shape[0]
+    network = DetectionModel(ARCHITECTURE, nc=count, verbose=False)
+    if network.state_dict()[_WIDTH].shape[0] != width:
+        # Fine-tuned from weights for more classes: the branches have kept the width that those had.
+        network.load(DetectionModel(ARCHITECTURE, nc=width, verbose=False), verbose=False)
+    network.load_state_dict(fit_weights(tensors, network.state_dict(), (), WHAT))
     named = len(weights.classes) == count
     network.names = dict(enumerate(weights.classes)) if named else {code: str(code) for code in range(count)}
     return network
@@ -142,7 +152,9 @@ def _read_ultralytics(path: Path) -> DetectorWeights:
             network = content.get("ema") or content["model"]
             tensors = {name: tensor.float() for name, tensor in network.state_dict().items()}
         except Exception as error:  # the file decides what is raised
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UsageError(f"{WHAT}: {str(path)!r} cannot be read as weights: {first}") from error
+            raise UsageError(
+                f"{WHAT}: {str(path)!r} cannot be read as weights: it holds more than tensors, and is no .pt file that "
+                "ultralytics wrote."
+            ) from error
     names = getattr(network, "names", None)
     return DetectorWeights(tensors, tuple(str(name) for name in names.values()) if isinstance(names, dict) else ())

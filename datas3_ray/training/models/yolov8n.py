@@ -21,7 +21,7 @@ _OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW"}
 
 
 class Yolov8nOptions(Options):
-    """The ``options`` of the model; the rest of its hyper-parameters are ultralytics' defaults.
+    """The ``options`` of the model; hyper-parameters that neither these nor the sweep name are ultralytics' defaults.
 
     Attributes
     ----------
@@ -129,11 +129,7 @@ def _check(config: SweepConfig) -> None:
     ):
         if value != only:
             allowed = "leave it out" if only is None else f"it takes only {only!r}"
-            raise UsageError(
-                f"{key} = {value!r} is not possible with model yolov8n, whose trainer has none; {allowed}."
-            )
+            raise UsageError(f"{key} = {value!r} is not possible with model yolov8n; {allowed}.")
     for key, values in (*config.grid.items(), ("weight_decay", (config.weight_decay,))):
         if key in ("lr", "weight_decay") and max(values) > 1:
-            raise UsageError(
-                f"{key} = {max(values):g} is not possible with model yolov8n, whose trainer allows at most 1."
-            )
+            raise UsageError(f"{key} = {max(values):g} is not possible with model yolov8n; it takes at most 1.")
