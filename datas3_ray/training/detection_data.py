@@ -45,8 +45,6 @@ class DetectionImages:
     unlabelled, unusable : pyarrow.Array of string
         Ids of rows left out: without boxes (an empty list is no boxes to find, null is not labelled) or with a box that
         has no label; without an image.
-    dropped : int
-        Boxes left out: not finite, or without area.
     """
 
     rows: ImageRows
@@ -56,7 +54,6 @@ class DetectionImages:
     classes: tuple[str, ...]
     unlabelled: pa.Array
     unusable: pa.Array
-    dropped: int
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -84,6 +81,8 @@ def read_detection_images(
     table: Table, label: str, keep: pa.Array | None = None, most_boxes: int = 1000
 ) -> DetectionImages:
     """The rows of ``keep`` (or all) that have an image and boxes, all of which have a label.
+
+    Boxes that are not finite or have no area are passed over.
 
     Raises
     ------
@@ -123,7 +122,6 @@ def read_detection_images(
         classes=tuple(classes.to_pylist()),
         unlabelled=rows.ids.filter(pa.array(~complete)),
         unusable=rows.ids.filter(pa.array(complete & ~somewhere)),
-        dropped=int((kept[owner] & ~sound).sum()),
     )
 
 

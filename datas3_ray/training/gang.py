@@ -185,10 +185,21 @@ def train_together(work: Work, config: SweepConfig, report: Report) -> tuple[Out
     if error is not None:
         raise error
     if end is None:
-        why = f"{type(failed[0]).__name__}: {failed[0]}".splitlines()[0] if failed else "they ended early"
+        why = _reason(failed[0]) if failed else "they ended early"
         raise Datas3Error(f"the {config.workers} workers of a trial did not finish ({why}).")
     found: tuple[Outcome, dict[str, Any]] = end
     return found
+
+
+def _reason(error: BaseException) -> str:
+    """What became of the workers, in a line: Ray Train wraps each worker's error, which says more than its own."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for each in failures.values():
+        error = each
+        break
+    cause = getattr(error, "cause", None) or error.__cause__ or error
+    lines = str(cause).strip().splitlines() or [""]
+    return f"{type(cause).__name__}: {lines[-1]}"
 
 
 def _listen(post: Any, run: threading.Thread, report: Report) -> tuple[Any, Exception | None]:

@@ -76,6 +76,7 @@ class Trainer:
         self.device = gang.device()
         self.module = gang.together(_on(self.network.module, self.device))
         self.mean, self.std = _scale(self.network, self.device)
+        self.takes_no_rows = _counts_rows(self.network.module)
         self.optimizer = self._optimizer()
         self.steps = 0
 
@@ -218,9 +219,13 @@ class Trainer:
         import torch
 
         images = batch.images.to(self.device, non_blocking=True).float().sub_(self.mean).div_(self.std)
+        blank = not len(images) and not self.takes_no_rows
+        if blank:
+            # A worker without a row of the last batch takes its part in averaging all the same.
+            images = images.new_zeros((1, *images.shape[1:]))
         with torch.autocast("cuda", torch.bfloat16, enabled=self.device != "cpu"):
             outputs = self.module(images)
-        return outputs.float()
+        return outputs.float()[:0] if blank else outputs.float()
 
     def _predict(self, loader: Loader, y: np.ndarray | None = None) -> _Predicted:
         """Predictions of all workers for a loader's rows, in the order of positions; with the loss where ``y`` is."""
@@ -233,6 +238,8 @@ class Trainer:
         module, self.module = self.module, self.network.module  # each worker its own batches, and no gradients
         with torch.no_grad():
             for batch in loader.plain():
+                if not len(batch):
+                    continue
                 outputs = self._outputs(batch)
                 if y is not None:
                     loss += float(self._loss_of(outputs, y[batch.rows]).double().sum())
@@ -320,6 +327,13 @@ def _scale(network: Network, device: str) -> tuple[torch.Tensor, torch.Tensor]:
 
     mean, std = (torch.tensor(values).view(1, 3, 1, 1).to(device) * 255 for values in (network.mean, network.std))
     return mean, std
+
+
+def _counts_rows(module: torch.nn.Module) -> bool:
+    """Whether it has batch statistics, in which an image that is none would count; convolutions take no rows at all."""
+    import torch
+
+    return any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in module.modules())
 
 
 def _on(module: torch.nn.Module, device: str) -> torch.nn.Module:

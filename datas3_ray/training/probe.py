@@ -151,12 +151,9 @@ def fit_probe(
     target = None if classes else Target.of(y[train])
     data = _Data.of(x, y if target is None else target.scaled(y), train, validation, on)
     scale = _Scale.fit(data.x, data.train, settings)
-    weight = torch.zeros(len(classes) or 1, data.x.shape[1], device=on)
-    bias = torch.zeros(len(weight), device=on)
-    adam = (
-        _Adam(weight, settings.lr, settings.weight_decay),
-        _Adam(bias, settings.lr, 0.0),
-    )
+    factor = scale.factors(data.x, data.train)
+    layer = _Layer(len(classes) or 1, data.x.shape[1], settings, on)
+    weight, bias = layer.weight, layer.bias
     order = torch.Generator().manual_seed(settings.seed)
     score = metric(settings.metric)
     truth = data.y[data.validation]
@@ -165,11 +162,12 @@ def fit_probe(
     best_key, best_state = (-math.inf, -math.inf), (weight, bias)
     history: list[Epoch] = []
     for number in range(1, settings.epochs + 1):
-        shuffled = data.train[torch.randperm(len(data.train), generator=order).to(on)]
-        train_loss = 0.0
+        shuffle = torch.randperm(len(data.train), generator=order).to(on)
+        shuffled = data.train[shuffle]
         total = torch.zeros((), device=on)
-        for batch in shuffled.split(settings.batch_size):
-            total += _step(data, batch, weight, bias, scale, adam)
+        parts = (part.split(settings.batch_size) for part in (shuffled, data.y[shuffled], factor[shuffle]))
+        for batch, truths, factors in zip(*parts, strict=True):
+            total += layer.step(scale(data.x.index_select(0, batch), factors), truths)
         train_loss = float(total) / len(shuffled)
         logits = _logits(data.x, data.validation, weight, bias, scale)
         value = score(_predicted(logits.cpu(), target), plain_truth)
@@ -255,40 +253,35 @@ class _Data:
         )
 
 
-class _Adam:
-    """Adam (Kingma and Ba 2015, algorithm 1) for one parameter, in place."""
+class _Layer:
+    """Weight (c, d) and bias (c,) in one piece of memory, and Adam (Kingma and Ba 2015, algorithm 1) on both."""
 
-    def __init__(self, parameter: torch.Tensor, lr: float, weight_decay: float) -> None:
-        self.parameter, self.lr, self.weight_decay = parameter, lr, weight_decay
-        self.first, self.second = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        self.steps = 0
+    def __init__(self, outputs: int, dimensions: int, settings: ProbeSettings, device: torch.device) -> None:
+        def zeros() -> torch.Tensor:
+            return torch.zeros(outputs * (dimensions + 1), device=device)
 
-    def step(self, gradient: torch.Tensor) -> None:
-        self.steps += 1
+        self.lr, self.weight_decay, self.steps = settings.lr, settings.weight_decay, 0
+        self._both, self._gradient, self._first, self._second, self._root = (zeros() for _ in range(5))
+        split = outputs * dimensions
+        self.weight, self.bias = self._both[:split].view(outputs, dimensions), self._both[split:]
+        self._by_weight, self._by_bias = self._gradient[:split].view(outputs, dimensions), self._gradient[split:]
+
+    def step(self, rows: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """One mini-batch of scaled rows (b, d). Returns the summed loss."""
+        loss, residual = _loss(torch.addmm(self.bias, rows, self.weight.t()), truth)
+        residual.div_(len(rows))
+        torch.mm(residual.t(), rows, out=self._by_weight)
+        torch.sum(residual, 0, out=self._by_bias)
         if self.weight_decay:
-            gradient = gradient.add(self.parameter, alpha=self.weight_decay)
-        self.first.lerp_(gradient, 1 - _BETA1)
-        self.second.mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
+            self._by_weight.add_(self.weight, alpha=self.weight_decay)
+        self.steps += 1
+        self._first.lerp_(self._gradient, 1 - _BETA1)
+        self._second.mul_(_BETA2).addcmul_(self._gradient, self._gradient, value=1 - _BETA2)
+        # The bias correction of the second moment, taken out of the root.
         scale = math.sqrt(1 - _BETA2**self.steps)
-        root = self.second.sqrt().div_(scale).add_(_EPSILON)
-        self.parameter.addcdiv_(self.first, root, value=-self.lr / (1 - _BETA1**self.steps))
-
-
-def _step(
-    data: _Data,
-    batch: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    scale: _Scale,
-    adam: tuple[_Adam, _Adam],
-) -> torch.Tensor:
-    """One mini-batch. Returns the summed loss."""
-    rows = scale(data.x.index_select(0, batch))
-    loss, residual = _loss(torch.addmm(bias, rows, weight.t()), data.y.index_select(0, batch))
-    residual.div_(len(batch))
-    adam[0].step(residual.t() @ rows)
-    adam[1].step(residual.sum(0))
-    return loss
+        root = torch.sqrt(self._second, out=self._root).add_(_EPSILON * scale)
+        self._both.addcdiv_(self._first, root, value=-self.lr * scale / (1 - _BETA1**self.steps))
+        return loss
 
 
 def _loss(outputs: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -341,20 +334,30 @@ class _Scale:
     normalize: bool
     mean: torch.Tensor
     inverse_std: torch.Tensor
+    standardize: bool = True
 
     @staticmethod
     def fit(x: torch.Tensor, train: torch.Tensor, settings: ProbeSettings) -> _Scale:
         """The scaling that the settings ask for, its moments those of the training rows."""
-        plain = _Scale(settings.normalize, x.new_zeros(x.shape[1]), x.new_ones(x.shape[1]))
+        plain = _Scale(settings.normalize, x.new_zeros(x.shape[1]), x.new_ones(x.shape[1]), standardize=False)
         return _Scale(settings.normalize, *_moments(x, train, plain)) if settings.standardize else plain
 
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """The rows (n, d), changed in place."""
+    def __call__(self, rows: torch.Tensor, factors: torch.Tensor | None = None) -> torch.Tensor:
+        """The rows (n, d), changed in place; ``factors`` (n,) are theirs where they are known."""
         if self.normalize:
-            length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-            # A vector of zeros has no direction and stays as it is.
-            rows.mul_(torch.where(length > 0, math.sqrt(rows.shape[1]) / length, 1.0))
-        return rows.sub_(self.mean).mul_(self.inverse_std)
+            rows.mul_((self._factors(rows) if factors is None else factors).unsqueeze(1))
+        return rows.sub_(self.mean).mul_(self.inverse_std) if self.standardize else rows
+
+    def factors(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """What each of some rows of x is multiplied by, (r,)."""
+        if not self.normalize:
+            return x.new_ones(len(rows))
+        return torch.cat([self._factors(x[part]) for part in rows.split(CHUNK_ROWS)])
+
+    def _factors(self, rows: torch.Tensor) -> torch.Tensor:
+        length = torch.linalg.vector_norm(rows, dim=1)
+        # A vector of zeros has no direction and stays as it is.
+        return torch.where(length > 0, math.sqrt(rows.shape[1]) / length, 1.0)
 
 
 def _moments(x: torch.Tensor, rows: torch.Tensor, scale: _Scale) -> tuple[torch.Tensor, torch.Tensor]:

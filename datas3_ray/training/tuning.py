@@ -190,7 +190,7 @@ def _resources(config: SweepConfig) -> dict[str, float]:
     from datas3_ray.runtime import cluster_gpus
 
     if config.workers > 1:
-        return {"cpu": 0}
+        return {"memory": 1}  # a byte: no CPU, and Ray takes no trial that needs nothing
     gpus = cluster_gpus()
     if not gpus or not config.gpus:
         return {"cpu": 1}

@@ -9,8 +9,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from datas3_ray.training.contract import Outcome, Report, TestScore
 from datas3_ray.training.detection_data import DetectionImages, DetectionSplit
 from datas3_ray.training.metrics import recode
 from datas3_ray.training.yolo_folder import Written, write_images
-from datas3_ray.training.yolo_offline import offline
+from datas3_ray.training.yolo_offline import offline, undone
 from datas3_ray.training.yolo_weights import ARCHITECTURE, DetectorWeights, detector, rebuilt
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ def train_detector(job: YoloJob, report: Report) -> tuple[Outcome, dict[str, Any
         When the loss becomes infinite or not a number, images cannot be read or written, or a batch does not fit.
     """
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="datas3-yolo-") as place, offline(), _undone():
+    with tempfile.TemporaryDirectory(prefix="datas3-yolo-") as place, offline(), undone():
         folder = Path(place)
         trainer = _trainer(job, folder, report)
         try:
@@ -129,25 +128,6 @@ def train_detector(job: YoloJob, report: Report) -> tuple[Outcome, dict[str, Any
         "state_dict": best.state,
     }
     return outcome, saved
-
-
-@contextmanager
-def _undone() -> Iterator[None]:
-    """Random generators, the number of threads and what is deterministic are afterwards as they were before."""
-    import random
-
-    import torch
-
-    count, python, numbers = torch.get_num_threads(), random.getstate(), np.random.get_state()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        try:
-            yield
-        finally:
-            torch.set_num_threads(count)
-            torch.use_deterministic_algorithms(deterministic)
-            random.setstate(python)
-            np.random.set_state(numbers)
 
 
 @dataclass(frozen=True)
@@ -247,9 +227,11 @@ def _trainer(job: YoloJob, folder: Path, report: Report) -> Any:
             return metrics, score
 
         def _handle_nan_recovery(self, epoch: int) -> bool:
+            """A loss that is no number has ended the training in :meth:`validate`."""
             return False
 
         def save_model(self) -> bool:
+            """Never: it would be a pickle."""
             return False
 
         def final_eval(self) -> None:
@@ -279,7 +261,6 @@ def _arguments(settings: YoloSettings, folder: Path, epochs: int) -> dict[str, A
     """ultralytics' arguments that are not its defaults."""
     return {
         "model": ARCHITECTURE,
-        "data": "the lake's.yaml",
         "epochs": epochs,
         "patience": epochs + 1,
         "batch": settings.batch_size,
@@ -301,16 +282,14 @@ def _quiet_arguments(settings: YoloSettings) -> dict[str, Any]:
     return {
         "device": "cpu" if chosen == "cpu" else "0",
         "workers": 0 if chosen == "cpu" else settings.readers,
-        "pretrained": False,
         "amp": False,
         "plots": False,
         "verbose": False,
-        "exist_ok": True,
     }
 
 
 def _write_split(job: YoloJob, folder: Path) -> Written:
-    """Write the training and validation images; what there is of the first, with what cannot be read of both."""
+    """Write the training and validation images; what there is of the first, and how many of all cannot be read."""
     codes = recode(job.images.codes, job.images.classes, job.split.classes)
     parts = {"train": job.split.train, "val": job.split.validation}
     written = {
@@ -324,7 +303,10 @@ def _write_split(job: YoloJob, folder: Path) -> Written:
                 f"{read} can be read, and they have no box; check that the files are still there and that the boxes "
                 "are in pixels of the upright image."
             )
-    return replace(written["train"], unreadable=sum(one.unreadable for one in written.values()))
+    unreadable = written["train"].unreadable
+    if not np.array_equal(parts["train"], parts["val"]):
+        unreadable += written["val"].unreadable
+    return replace(written["train"], unreadable=unreadable)
 
 
 def _close(loader: Any) -> None:

@@ -42,7 +42,7 @@ def require_ultralytics() -> None:
 def offline() -> Iterator[None]:
     """ultralytics without network, without its settings' integrations, and silent.
 
-    What it changes for the whole process, the environment and how numpy prints among them, is set back.
+    The environment, and how numpy and torch print and save, are afterwards as they were before.
 
     Raises
     ------
@@ -71,6 +71,25 @@ def offline() -> Iterator[None]:
         for name in set(os.environ) - set(before):
             del os.environ[name]
         os.environ.update(before)
+
+
+@contextmanager
+def undone() -> Iterator[None]:
+    """Random generators, the number of threads and what is deterministic are afterwards as they were before."""
+    import random
+
+    import torch
+
+    count, python, numbers = torch.get_num_threads(), random.getstate(), np.random.get_state()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            torch.set_num_threads(count)
+            torch.use_deterministic_algorithms(deterministic)
+            random.setstate(python)
+            np.random.set_state(numbers)
 
 
 def _import_quietly() -> None:

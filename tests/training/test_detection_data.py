@@ -1,8 +1,10 @@
-"""What detectors learn from: boxes out of a lake, which images are held out, and what is written to a folder."""
+"""What detectors learn from: boxes out of a lake, which images are held out, what is written to a folder; mistakes."""
 
 from __future__ import annotations
 
 import io
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from datas3_ray import Lake
 from datas3_ray.errors import Datas3Error, UsageError
 from datas3_ray.sources.boxes import BOXES
 from datas3_ray.training import yolo_folder
+from datas3_ray.training.config import SweepConfig
 from datas3_ray.training.detection_data import DetectionImages, hold_out, read_detection_images
 from datas3_ray.training.image_rows import ImageRows
+from datas3_ray.training.models.yolov8n import Yolov8n
 from datas3_ray.training.yolo_folder import label_lines, write_images
 
 
@@ -42,7 +46,7 @@ def test_boxes_are_read_in_the_order_of_ids(tmp_path: Path) -> None:
     found = read_detection_images(lake.table("pool"), "boxes")
     assert found.rows.ids.to_pylist() == ["a", "c", "e"]
     assert found.unlabelled.to_pylist() == ["b", "d"] and found.unusable.to_pylist() == ["f"]
-    assert found.classes == ("cat", "dog") and found.dropped == 2
+    assert found.classes == ("cat", "dog")
     assert [found.classes[code] for code in found.codes] == ["dog", "dog", "cat"]
     assert found.owner.tolist() == [0, 2, 2]
     assert found.places.tolist() == [[9, 9, 1, 2], [1, 2, 3, 4], [5, 6, 7, 8]]
@@ -128,7 +132,7 @@ def detection_images(folder: Path, encoded: list[bytes], places: list[tuple[int,
     )
     nobody = pa.array([], pa.string())
     whole = np.arange(count)
-    return DetectionImages(rows, whole, whole * 0, np.array(places, np.float32), ("white",), nobody, nobody, 0)
+    return DetectionImages(rows, whole, whole * 0, np.array(places, np.float32), ("white",), nobody, nobody)
 
 
 def test_written_boxes_lie_on_what_they_are_of(tmp_path: Path) -> None:
@@ -165,3 +169,55 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(yolo_folder, "KEPT_FREE", 1 << 62)
     with pytest.raises(Datas3Error, match=r"no room for a trial's 1 images of 64 pixels .* TMPDIR"):
         write_images(tmp_path / "out", images, np.arange(1), np.zeros(1, int), 64)
+
+
+def boxed(rows: int, first: str, lists: list[Any]) -> pa.Table:
+    """A table of images that nobody reads, with these boxes; ids are numbers after ``first``."""
+    ids = [f"{first}{number:02d}" for number in range(rows)]
+    return pa.table({"id": ids, "uri": ["u"] * rows, "boxes": pa.array(lists, BOXES.type)})
+
+
+@pytest.mark.skipif(find_spec("ultralytics") is None, reason="the extra `detection` (AGPL-3.0) is not installed")
+def test_one_sentence_for_each_mistake(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    owl, hare = box("owl", 1, 2, 30, 40), box("hare", 5, 5, 20, 20)
+    pool = [[owl]] * 20 + [[hare, hare]] * 10 + [[]] * 10
+    lake.add("pool", boxed(40, "p", pool).append_column("label", pa.array(["x"] * 40)))
+    for name, rows in (("there", [[owl], [hare]]), ("empty", [[], []]), ("unlabelled", [None, None])):
+        lake.add(name, boxed(2, name, rows))
+    lake.add("plain", boxed(2, "plain", [[owl]] * 2).drop_columns(["boxes"]))
+    lake.add("again", boxed(3, "p", pool[:3]))
+    place = np.arange(40)
+    for name, keep in (("all", place >= 0), ("none", place < 0), ("owls", place < 20), ("nothing", place >= 30)):
+        lineage = {"method": "handmade", "table": "pool", "inputs": {"pool": 1}, "fingerprint": name}
+        lineage["counts"] = {"kept": int(keep.sum())}
+        rows = pa.table({"id": lake.table("pool").to_arrow(["id"]).column("id"), "keep": keep})
+        lake.write(name, rows, kind="selection", lineage=lineage)
+
+    def prepare(selection: str = "all", test: str = "there", **settings: Any) -> Any:
+        given = {"model": "yolov8n", "label": "boxes", "grid": {"batch_size": 16, "lr": 0.01}, **settings}
+        chosen, tests = {selection: lake.selection(selection)}, {test: lake.table(test)}
+        return Yolov8n().prepare(lake, SweepConfig.model_validate(given), chosen, tests)
+
+    assert prepare().training["all", 0].classes == ("hare", "owl")
+    for sentence, selection, test, wrong in (
+        ("selection 'none' keeps 0 rows", "none", "there", {}),
+        ("'nothing' has 10 labelled images and no box on any", "nothing", "there", {}),
+        (r"'owls' has boxes of one class only \('owl', 20 boxes\) of the 2", "owls", "there", {}),
+        ("test table 'empty' has no labelled box on any image", "all", "empty", {}),
+        ("test table 'unlabelled' has no labelled box .* 2 without labels", "all", "unlabelled", {}),
+        ("no column 'boxes'", "all", "plain", {}),
+        ("'all' keeps 3 rows of test table 'again'", "all", "again", {}),
+        ("column 'label' of table 'pool' holds string, not boxes .*: boxes", "all", "pool", {"label": "label"}),
+        ("sampling = 'rs2' is not possible", "all", "there", {"sampling": "rs2"}),
+        ("weight = 'w' is not possible", "all", "there", {"weight": "w"}),
+        ("workers = 2 is not possible .* takes only 1", "all", "there", {"workers": 2}),
+        ("'yolov8n.pt': that file does not exist", "all", "there", {"weights": "yolov8n.pt"}),
+        ("lr = 2 is not possible .* at most 1", "all", "there", {"grid": {"batch_size": 16, "lr": [0.1, 2]}}),
+        ("has 2 boxes, more than options.max_boxes = 1;", "all", "there", {"options": {"max_boxes": 1}}),
+        ("image_size = 100", "all", "there", {"options": {"image_size": 100}}),
+    ):
+        with pytest.raises(UsageError, match=sentence):
+            prepare(selection, test, **wrong)
+    monkeypatch.setitem(sys.modules, "ultralytics", None)
+    with pytest.raises(UsageError, match=r"AGPL-3\.0 .* pip install 'datas3-ray\[detection\]'"):
+        prepare()

@@ -108,6 +108,29 @@ def test_resnet50_with_two_workers_is_the_same(lake: Lake, tmp_path: Path) -> No
     assert two.saved["state_dict"].keys() == one.saved["state_dict"].keys()
 
 
+def test_a_sweep_with_two_workers_of_which_one_gets_no_row_of_the_last_batch(lake: Lake, tmp_path: Path) -> None:
+    """Batches that leave a single row at the end of the training and of the validation rows."""
+
+    def left(share: float, size: int) -> set[int]:
+        run = Run(lake, tmp_path, grid={"batch_size": size, "lr": 0.003}, validation=share)
+        trainer = Trainer(open_job(run.point, run.config, run.set.data, {}), run.config.own(), Alone())
+        return {len(trainer.loader) % size, len(trainer.validation) % size}
+
+    share, size = next((share, size) for share in (0.15, 0.2, 0.25) for size in (3, 5, 7) if left(share, size) == {1})
+    found = []
+    for workers in (1, 2):
+        settings: dict[str, Any] = {"model": "vit_lora", "options": SMALL, "epochs": 1, "workers": workers}
+        config = SweepConfig(**settings, grid={"batch_size": size, "lr": 0.003}, validation=share)
+        deployments = {"here": Deployment("here", "test", None, {"all": "all"})}
+        storage, results = str(tmp_path / str(workers)), f"results-of-{workers}"
+        table = run_sweep(lake, config, name="one", deployments=deployments, storage=storage, results=results)
+        found += table.to_pylist()
+    alone, together = found
+    assert alone["status"] == together["status"] == "done", together["error"]
+    assert together["validation"] == pytest.approx(alone["validation"], abs=1e-2)
+    assert together["test"] == pytest.approx(alone["test"], abs=1e-2)
+
+
 def test_a_workers_mistake_is_the_trials(lake: Lake, tmp_path: Path) -> None:
     run = Run(lake, tmp_path, workers=2, grid={"batch_size": 16, "lr": 1e30})
     with pytest.raises(Datas3Error, match="^the loss became .* in epoch 1; lower the learning rate.$"):
