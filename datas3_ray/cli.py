@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from datas3_ray.cli_lake import register
+from datas3_ray.cli_scores import register as register_scores
 from datas3_ray.errors import Datas3Error, UsageError
 
 app = typer.Typer(
@@ -203,6 +204,7 @@ def report(
 
 
 register(app)
+register_scores(app)
 
 
 def main() -> None:

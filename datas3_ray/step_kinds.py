@@ -11,8 +11,10 @@ from datas3_ray.lake.lake import check_name
 from datas3_ray.lake.splits import Split
 from datas3_ray.selectors import SELECTORS, make_selector
 from datas3_ray.steps import IngestStep, ReportStep, SelectStep, SplitStep, Step, SweepStep, SyntheticStep
+from datas3_ray.steps_auto import AutoStep
 from datas3_ray.steps_combine import CombineStep, make_combine
 from datas3_ray.steps_lake import EmbedStep, IndexStep, OptimizeStep, make_embed, make_index
+from datas3_ray.steps_scores import ScoreStep, make_score
 
 KINDS: dict[str, type[Step]] = {
     step.kind: step
@@ -24,9 +26,11 @@ KINDS: dict[str, type[Step]] = {
         SelectStep,
         CombineStep,
         SweepStep,
+        AutoStep,
         ReportStep,
         OptimizeStep,
         IndexStep,
+        ScoreStep,
     )
 }
 """The kinds of step by the word for them in a recipe."""
@@ -92,13 +96,22 @@ def _select(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
     return checked(SelectStep, {"within": within, "query": query}, filled=filled)
 
 
+def _auto(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
+    source = _from(body)
+    step = checked(AutoStep, body, filled={"name": name, "source": source})
+    step.configured()  # a wrong method, parameter or sweep is told here
+    return step
+
+
 _MAKERS: dict[str, Callable[[str, dict[str, Any], type[Step]], Step]] = {
     "ingest": _ingest,
     "split": _split,
     "select": _select,
+    "auto": _auto,
     "combine": make_combine,
     "embed": make_embed,
     "index": make_index,
+    "score": make_score,
 }
 
 

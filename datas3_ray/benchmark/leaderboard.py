@@ -21,7 +21,7 @@ from datas3_ray.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-MISSING, BEST, OUTDATED, PARTIAL = "-", "★", "†", "*"
+MISSING, BEST, OUTDATED, PARTIAL, ON_TEST = "-", "★", "†", "*", "‡"
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Cell:
     ``score`` is the mean over ``seeds`` seeds and ``std`` their sample standard deviation (None for one seed);
     ``best`` marks the deployment's best score of that model, ties included. ``outdated`` says that the deployment's
     newest score was measured on another test table or with another metric, so that this one cannot be compared with it
-    (and is never the best). ``created`` is an ISO time.
+    (and is never the best). ``interval`` holds 95% of the scores of resampled test tables, for one seed. ``chosen_on``
+    is what the grid point was chosen on: validation, query or test. ``created`` is an ISO time.
     """
 
     score: float
@@ -40,6 +41,9 @@ class Cell:
     best: bool
     outdated: bool
     validation: float
+    interval: tuple[float, float] | None
+    chosen_on: str
+    start: str
     metric: str
     higher_is_better: bool
     subset_size: int
@@ -136,17 +140,24 @@ class Leaderboard:
         if not self.rows:
             return "no results yet"
         what = " and ".join(metrics)
-        return f"test {what}, {models[0][0]} on {models[0][1]}" if len(models) == 1 and models[0][1] else f"test {what}"
+        if len(models) > 1:
+            return f"test {what}"
+        model, vector = models[0]
+        return f"test {what}, {model} on {vector}" if vector else f"test {what}, {model}"
 
     def _caption(self) -> str | None:
         if not self.rows:
             return None
-        notes = [f"{BEST} best of its deployment; grid point chosen on validation"]
-        if any(cell.std is not None for row in self.rows for cell in row.cells.values()):
+        cells = [cell for row in self.rows for cell in row.cells.values()]
+        others = sorted({cell.chosen_on for cell in cells} - {"test"}) or ["test"]
+        notes = [f"{BEST} best of its deployment; grid point chosen on {' or '.join(others)}"]
+        if any(cell.chosen_on == "test" for cell in cells):
+            notes.append(f"{ON_TEST} grid point chosen on the test table itself: too good")
+        if any(cell.std is not None for cell in cells):
             notes.append("± standard deviation over seeds")
         if any(len(row.comparable) < len(self.deployments) for row in self.rows):
             notes.append(f"{PARTIAL} mean of the deployments it has")
-        if any(cell.outdated for row in self.rows for cell in row.cells.values()):
+        if any(cell.outdated for cell in cells):
             notes.append(f"{OUTDATED} measured on another test table than the newest scores")
         return "\n".join(notes)
 
@@ -229,6 +240,9 @@ def _cell(trials: list[dict[str, Any]]) -> Cell:
         best=False,
         outdated=False,
         validation=math.fsum(trial["validation"] for trial in trials) / len(trials),
+        interval=_interval(newest) if len(trials) == 1 else None,
+        chosen_on=newest.get("chosen_on") or "validation",
+        start=newest.get("start") or "scratch",
         metric=newest["metric"],
         higher_is_better=newest["higher_is_better"],
         subset_size=newest["subset_size"],
@@ -244,6 +258,11 @@ def _cell(trials: list[dict[str, Any]]) -> Cell:
         trials=tuple(trial["trial"] for trial in trials),
         created=newest["created"].isoformat(),
     )
+
+
+def _interval(trial: Mapping[str, Any]) -> tuple[float, float] | None:
+    low, high = trial.get("test_low"), trial.get("test_high")
+    return None if low is None or high is None else (low, high)
 
 
 def _marked(cells: Mapping[tuple[str, str, str], Mapping[str, Cell]]) -> list[Row]:
@@ -307,6 +326,8 @@ def _cell_texts(cell: Cell | None) -> list[Any]:
     score = _figure(cell.score, cell.metric)
     if cell.std is not None:
         score += f" ± {_figure(cell.std, cell.metric)}"
+    if cell.chosen_on == "test":
+        score += f" {ON_TEST}"
     mark = BEST if cell.best else OUTDATED if cell.outdated else " "
     return [
         Text(f"{score} {mark}", style="bold" if cell.best else "dim" if cell.outdated else ""),

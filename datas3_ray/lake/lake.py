@@ -122,11 +122,20 @@ class Lake:
             )
         return Selection(self, table)
 
-    def results(self) -> pa.Table:
+    def results(self, name: str = RESULTS_TABLE) -> pa.Table:
         """Every trial of every sweep, oldest first; empty before the first sweep."""
-        if not self.exists(RESULTS_TABLE):
+        if not self.exists(name):
             return RESULTS.empty_table()
-        return self.table(RESULTS_TABLE).to_arrow()
+        return with_missing_columns(self.table(name).to_arrow(), RESULTS)
+
+    def append_results(self, rows: pa.Table, name: str = RESULTS_TABLE) -> None:
+        """Add trials in one commit; a table made by an earlier version gets the columns that are new."""
+        if self.exists(name):
+            table = self.table(name)
+            new = [field for field in rows.schema if field.name not in table.schema.names]
+            if new:
+                table.dataset.add_columns(pa.schema(new))
+        self.write(name, rows, kind="results", mode="append")
 
     # -- writing -------------------------------------------------------------------------------------------------
 
@@ -200,6 +209,14 @@ class Lake:
 
 def _option(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def with_missing_columns(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The rows with every column of the schema, null where they had none, in its order; others follow."""
+    for field in schema:
+        if field.name not in rows.schema.names:
+            rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))
+    return rows.select([*schema.names, *(name for name in rows.schema.names if name not in schema.names)])
 
 
 def check_name(name: str) -> None:

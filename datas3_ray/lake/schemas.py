@@ -88,6 +88,17 @@ RESULTS = pa.schema(
         pa.field("checkpoint", pa.string()),
         pa.field("lineage", pa.string()),
         pa.field("created", pa.timestamp("us", tz="UTC")),
+        pa.field("task", pa.string()),
+        # Where the weights come from: scratch, or a file or hub name.
+        pa.field("start", pa.string()),
+        # done, stopped (early, by the search) or failed, and then the error.
+        pa.field("status", pa.string()),
+        pa.field("error", pa.string()),
+        # 95% of the scores of resampled test tables lie between these.
+        pa.field("test_low", pa.float64()),
+        pa.field("test_high", pa.float64()),
+        # What the winner was chosen on: validation, query or test.
+        pa.field("chosen_on", pa.string()),
     ]
 )
 

@@ -139,8 +139,12 @@ def with_file(metadata: Any, fields: list[int], path: str, size: int) -> str:
     return json.dumps(value)
 
 
-def commit_columns(table: Table, finished: Iterable[Finished], commit_id: str, report: Mapping[str, Any]) -> bool:
+def commit_columns(
+    table: Table, finished: Iterable[Finished], commit_id: str, report: Mapping[str, Any], what: str = "datas3:embed"
+) -> bool:
     """Make finished columns visible in one transaction; False where there was nothing to commit.
+
+    The transaction keeps the report as its property ``what``.
 
     Raises
     ------
@@ -167,7 +171,7 @@ def commit_columns(table: Table, finished: Iterable[Finished], commit_id: str, r
     transaction = lance.Transaction(
         read_version=table.version,
         operation=operation,
-        transaction_properties={COMMIT_ID: commit_id, "datas3:embed": json.dumps(dict(report), sort_keys=True)},
+        transaction_properties={COMMIT_ID: commit_id, what: json.dumps(dict(report), sort_keys=True)},
     )
     lance.LanceDataset.commit(table.uri, transaction, storage_options=table.options)
     return True

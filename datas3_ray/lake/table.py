@@ -37,6 +37,10 @@ class Table:
         So an index, a compaction or another vector column makes no step stale that does not read it. Where a version
         between has been pruned, the one after it counts as a change.
         """
+        return self.last_change()
+
+    def last_change(self, but_for: str | None = None) -> int:
+        """As :attr:`content_version`; commits whose transaction has the property ``but_for`` count as no change."""
         import lance
 
         operations = lance.LanceOperation
@@ -50,7 +54,8 @@ class Table:
             operation = transaction.operation if transaction is not None else None
             # A compaction first reserves ids for its fragments, an operation that has no class of its own.
             reserved = rewritten and type(operation) is operations.BaseOperation
-            if not isinstance(operation, same) and not reserved:
+            passed = but_for is not None and but_for in (getattr(transaction, "transaction_properties", None) or {})
+            if not isinstance(operation, same) and not reserved and not passed:
                 break
             rewritten = isinstance(operation, operations.Rewrite)
             version -= 1

@@ -113,9 +113,11 @@ def _hints(rows: list[Row], cells: list[Cell], deployments: list[str], metrics: 
     unit = ", in per cent" if any("accuracy" in metric for metric in metrics) else ""
     hints = [
         f"Test {' and '.join(metrics).replace('_', ' ')}{unit}{way} and the rows each selection kept. ★ marks the best "
-        "of a deployment. Hyper-parameters were chosen on validation rows; hover over a score for them, or open the "
-        "details."
+        f"of a deployment. Hyper-parameters were chosen on {_chosen_on(cells)}; hover over a score for them, or open "
+        "the details."
     ]
+    if any(cell.chosen_on == "test" for cell in cells):
+        hints.append("‡ was chosen by its score on the test table itself, and is too good.")
     if any(cell.std is not None for cell in cells):
         hints.append("± is the standard deviation over seeds.")
     if any(cell.outdated for cell in cells):
@@ -123,6 +125,11 @@ def _hints(rows: list[Row], cells: list[Cell], deployments: list[str], metrics: 
     if any(len(row.cells) < len(deployments) for row in rows):
         hints.append("* is the mean of the deployments that the method was scored on.")
     return hints
+
+
+def _chosen_on(cells: list[Cell]) -> str:
+    rows = {"validation": "validation rows", "query": "the query's rows", "test": "the test table"}
+    return " or ".join(said for name, said in rows.items() if any(cell.chosen_on == name for cell in cells))
 
 
 def _row(row: Row, deployments: list[str]) -> BoardRow:
@@ -139,8 +146,11 @@ def _row(row: Row, deployments: list[str]) -> BoardRow:
 def _cell(cell: Cell) -> BoardCell:
     title = [
         f"test {cell.metric.replace('_', ' ')} {formats.score(cell.score)}",
-        f"validation {formats.score(cell.validation)}",
+        _interval(cell),
+        f"{'validation' if cell.chosen_on == 'validation' else cell.chosen_on} score that chose it "
+        f"{formats.score(cell.validation)}",
         _settings(cell),
+        "" if cell.start == "scratch" else f"from {cell.start}",
         f"selection {cell.selection}",
         f"{cell.test_rows:,} test rows",
     ]
@@ -148,7 +158,14 @@ def _cell(cell: Cell) -> BoardCell:
         title.append(f"{cell.missing_classes:,} test classes missing in the subset")
     return BoardCell(
         score=figure(cell.score, cell.metric),
-        spread=f"± {figure(cell.std, cell.metric)}" if cell.std is not None else "",
+        spread=" ".join(
+            part
+            for part in (
+                f"± {figure(cell.std, cell.metric)}" if cell.std is not None else "",
+                "‡" if cell.chosen_on == "test" else "",
+            )
+            if part
+        ),
         mark="★" if cell.best else "†" if cell.outdated else "",
         css="best" if cell.best else "outdated" if cell.outdated else "",
         title="; ".join(part for part in title if part),
@@ -172,6 +189,13 @@ def _detail(method: str, deployment: str, cell: Cell) -> list[str]:
         formats.count(cell.missing_classes),
         _settings(cell),
     ]
+
+
+def _interval(cell: Cell) -> str:
+    if cell.interval is None:
+        return ""
+    low, high = cell.interval
+    return f"95% of resampled test tables {formats.score(low)} to {formats.score(high)}"
 
 
 def _settings(cell: Cell) -> str:

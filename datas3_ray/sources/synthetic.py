@@ -23,10 +23,19 @@ import numpy as np
 from datas3_ray.errors import UsageError
 from datas3_ray.sources.synthetic_drawing import Coat, Colour, Pose, tint
 from datas3_ray.sources.synthetic_fauna import EMPTY, HABITS, STATURE
-from datas3_ray.sources.synthetic_scenery import LIGHTS, REGIONS, Actor, Scenery, Shot, build_scenery, shoot
+from datas3_ray.sources.synthetic_scenery import (
+    LIGHTS,
+    REGIONS,
+    Actor,
+    Scenery,
+    Shot,
+    build_scenery,
+    extent,
+    shoot,
+)
 from datas3_ray.sources.synthetic_species import SPECIES
 
-GENERATOR = 1  # raised whenever the same World gives other bytes
+GENERATOR = 2  # raised whenever the same World gives other bytes
 LABELS = (*SPECIES, EMPTY)
 CORRUPT_KINDS = ("truncated", "no bytes", "html", "garbage", "invalid json")
 
@@ -314,10 +323,17 @@ class _Studio:
         shoot(scenery, shot, rng).save(buffer, "JPEG", quality=self.world.quality)
         return buffer.getvalue()
 
+    def boxes(self, item: _Item) -> list[dict[str, str | int]]:
+        """Where the animals of a frame are, under their true name; the parts that others hide count."""
+        actors = _actors(self.world, item, self.scenery(item.event.region, item.event.site).horizon)
+        found = [extent(actor, self.world.size) for actor in actors]
+        label = {"label": item.event.species}
+        return [{**label, **dict(zip("xywh", place, strict=True))} for place in found if place]
+
     def members(self, item: _Item) -> dict[str, bytes]:
         """The sample's files by extension, broken where the item says so."""
         metadata = _metadata(self.world, item)
-        text = json.dumps(metadata).encode()
+        text = json.dumps({**metadata, "boxes": self.boxes(item)}).encode()
         picture = b"" if item.corrupt == "no bytes" else self.jpeg(item)
         if item.corrupt == "truncated":
             picture = picture[: len(picture) // 2]
@@ -398,8 +414,9 @@ def generate(folder: str | Path, world: World | None = None) -> WorldSummary:
 
     A sample is KEY.jpg, KEY.json and KEY.txt (the caption). The JSON has the strings ``label`` (what the annotator
     says; null where nobody looked), ``true_label``, ``region``, ``site``, ``timestamp`` (ISO 8601, UTC), ``light``,
-    ``burst`` and ``caption``; a wrong label is wrong in the caption too. A folder that holds this world already is left
-    as it is, and one where an earlier call was interrupted is written again.
+    ``burst`` and ``caption``; a wrong label is wrong in the caption too. Its list ``boxes`` has, for each animal, the
+    true ``label`` and ``x``, ``y`` (upper left corner), ``w`` and ``h`` in pixels. A folder that holds this world
+    already is left as it is, and one where an earlier call was interrupted is written again.
 
     Raises ``UsageError`` where the folder holds another world or files that are not a world's.
 

@@ -243,6 +243,20 @@ def _lit(pixels: Floats, mask: Floats, scenery: Scenery, shot: Shot) -> Floats:
     return pixels * shot.exposure
 
 
+def _cut_out(actor: Actor, size: tuple[int, int]) -> tuple[Image.Image, tuple[int, int]]:
+    """The animal alone, RGBA, cropped to it, and where in a frame of ``size`` its upper left corner is."""
+    layer, foot = draw_animal(actor.species, actor.form, actor.coat, actor.pose, actor.scale)
+    return layer, (round(actor.x * size[0] - foot[0]), round(actor.y * size[1] - foot[1]))
+
+
+def extent(actor: Actor, size: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    """Left, top, width and height in pixels of the part of an animal that is inside a frame of ``size``, if any."""
+    layer, (x, y) = _cut_out(actor, size)
+    left, top = max(x, 0), max(y, 0)
+    right, bottom = min(x + layer.width, size[0]), min(y + layer.height, size[1])
+    return (left, top, right - left, bottom - top) if right > left and bottom > top else None
+
+
 def shoot(scenery: Scenery, shot: Shot, rng: Random) -> Image.Image:
     """The frame that the camera saves, RGB of the scenery's size; ``rng`` gives the sensor's noise of this frame.
 
@@ -253,13 +267,12 @@ def shoot(scenery: Scenery, shot: Shot, rng: Random) -> Image.Image:
     view, mask = scenery.view.copy(), Image.new("L", scenery.view.size)
     width, height = view.size
     for actor in sorted(shot.actors, key=lambda one: one.y):
-        layer, foot = draw_animal(actor.species, actor.form, actor.coat, actor.pose, actor.scale)
+        layer, corner = _cut_out(actor, view.size)
         x, y = actor.x * width, actor.y * height
         shadow = Image.new("L", view.size)
         box = (x - actor.scale * 0.6, y - actor.scale * 0.07, x + actor.scale * 0.6, y + actor.scale * 0.07)
         ImageDraw.Draw(shadow).ellipse(box, fill=90 if shot.light == "day" else 50)
         view.paste((28, 26, 24), mask=shadow)
-        corner = (round(x - foot[0]), round(y - foot[1]))
         view.paste(layer, corner, layer)
         mask.paste(255, corner, layer)
     view.paste(scenery.stalks, mask=scenery.stalks)

@@ -3,23 +3,67 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from datas3_ray.errors import UsageError, did_you_mean
+from datas3_ray.errors import UsageError, did_you_mean, one_sentence
+from datas3_ray.training.metrics import default_metric
 from datas3_ray.training.metrics import metric as find_metric
 from datas3_ray.training.models import model as find_model
 
+Task = Literal["classification", "regression", "detection", "image_text"]
+
 
 class SweepConfig(BaseModel):
-    """One model trained at every point of a grid; see ``tune_configs/vit_linear_probe.yaml`` for a commented example.
+    """One model trained at every point of a grid; see ``tune_configs/`` for commented examples.
 
-    ``column`` is the vector column (a table's only one by default), ``validation`` the share of a selection's labelled
-    rows held out to choose the epoch and the hyper-parameters, ``patience`` the epochs without progress there before a
-    trial stops. With several seeds every point is trained once for each.
+    Attributes
+    ----------
+    model, task : str
+        A model of :mod:`datas3_ray.training.models`, and which of its tasks; its first by default.
+    column : str, optional
+        The vector column of a model that trains on vectors (a table's only one by default).
+    label : str
+        The column with the class, or with the number to predict, or with the boxes.
+    metric : str, optional
+        What the winner is chosen by; the task's usual one by default.
+    weights : str, optional
+        Where the model starts from: a local file or a hub name. From scratch where it is empty.
+    options : mapping
+        The model's own settings.
+    grid : mapping
+        Values of each hyper-parameter; a trial a combination.
+    search : {"grid", "random", "asha"}
+        Every combination; ``trials`` of them, drawn with the first seed; or those with early stopping of the worse
+        ones (asynchronous successive halving).
+    epochs, samples : int
+        The budget of a trial: passes over its rows, or images seen in all, whatever the size of the subset.
+    patience : int, optional
+        Epochs without progress on validation before a trial stops; none stop early where a budget of samples is given.
+    validation : float
+        Share of a selection's labelled rows held out to choose the epoch and the hyper-parameters.
+    validation_on : {"train", "query"}
+        ``query``: the scores on each deployment's labelled query rows choose the hyper-parameters there; the held-out
+        rows still choose the epoch.
+    report_best : {"validation", "test"}
+        ``test``: the winner is chosen by its test score, as published results often are; the results say so.
+    sampling : {"shuffle", "balanced", "rs2"}
+        Every row once an epoch; as many draws as rows, every class as often; or a fresh random part of the pool every
+        epoch, as large as the selection (RS2).
+    weight : str, optional
+        A column of the selection that scales each row's loss.
+    seed : tuple of int
+        With several, every point is trained once for each.
+    workers : int
+        Processes that train one model together; ``gpus`` of a GPU for each where the cluster has any.
+    retries : int
+        How often a failed trial is tried again before it is recorded as failed.
+    cache_gb : float
+        Decoded images are kept in memory where they fit in this.
 
     >>> config = SweepConfig(grid={"batch_size": 64, "lr": [0.01, 0.001]})
     >>> config.points()
@@ -29,17 +73,31 @@ class SweepConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = "vit_linear_probe"
+    task: Task = "classification"
     column: str | None = None
     label: str = Field("label", min_length=1)
-    metric: str = "accuracy"
+    metric: str = ""
+    weights: str | None = None
+    options: dict[str, Any] = {}
     grid: dict[str, tuple[int | float, ...]] = {"batch_size": (32, 64, 128), "lr": (0.01, 0.001, 0.0001)}
+    search: Literal["grid", "random", "asha"] = "grid"
+    trials: int | None = Field(None, ge=1)
     epochs: int = Field(40, ge=1)
+    samples: int | None = Field(None, ge=1)
     patience: int = Field(10, ge=1)
     validation: float = Field(0.1, gt=0, lt=1)
+    validation_on: Literal["train", "query"] = "train"
+    report_best: Literal["validation", "test"] = "validation"
+    sampling: Literal["shuffle", "balanced", "rs2"] = "shuffle"
+    weight: str | None = None
     seed: tuple[int, ...] = (0,)
     weight_decay: float = Field(0.0, ge=0)
     normalize: bool = True
     standardize: bool = False
+    workers: int = Field(1, ge=1)
+    gpus: float = Field(1.0, ge=0)
+    retries: int = Field(1, ge=0)
+    cache_gb: float = Field(2.0, ge=0)
     max_concurrent: int | None = Field(None, ge=1)
 
     @field_validator("model")
@@ -48,11 +106,24 @@ class SweepConfig(BaseModel):
         find_model(name)
         return name
 
-    @field_validator("metric")
+    @model_validator(mode="before")
     @classmethod
-    def _known_metric(cls, name: str) -> str:
-        find_metric(name)
-        return name
+    def _fill(cls, values: Any) -> Any:
+        """Task, metric and options as the model has them."""
+        if not isinstance(values, dict) or not isinstance(values.get("model", ""), str):
+            return values
+        found = find_model(values.get("model", cls.model_fields["model"].default))
+        task = values.get("task") or found.tasks[0]
+        if task not in found.tasks:
+            raise UsageError(f"task: model {found.name} does {' and '.join(found.tasks)}, not {task!r}.")
+        name = values.get("metric") or default_metric(task)
+        if find_metric(name).task != task:
+            raise UsageError(f"metric: '{name}' is for {find_metric(name).task}, and this sweep's task is {task}.")
+        options = values.get("options") or {}
+        if isinstance(options, Mapping):
+            with one_sentence(found.options, dict(options), f"options of {found.name}"):
+                options = found.options.model_validate(dict(options)).model_dump(mode="json")
+        return {**values, "task": task, "metric": name, "options": options}
 
     @field_validator("seed", mode="before")
     @classmethod
@@ -75,12 +146,20 @@ class SweepConfig(BaseModel):
         return values
 
     def points(self) -> list[dict[str, int | float]]:
-        """The grid's points in order, the last hyper-parameter varying fastest."""
-        return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+        """The points to train in the grid's order, the last hyper-parameter varying fastest."""
+        every = [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+        if self.search == "grid" or self.trials is None or self.trials >= len(every):
+            return every
+        drawn = random.Random(self.seed[0]).sample(range(len(every)), self.trials)
+        return [every[place] for place in sorted(drawn)]
+
+    def own(self) -> Any:
+        """The model's options as its own class."""
+        return find_model(self.model).options.model_validate(self.options)
 
     def settings(self) -> dict[str, Any]:
         """Everything that bears on a trial's result, as plain JSON values: not how many run at once."""
-        return self.model_dump(mode="json", exclude={"max_concurrent"})
+        return self.model_dump(mode="json", exclude={"max_concurrent", "gpus", "retries", "cache_gb"})
 
 
 def load_sweep_config(

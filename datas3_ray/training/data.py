@@ -6,7 +6,7 @@ stored, appended or compacted never matters. Selections of one pool share one ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,10 +34,11 @@ _MACHINE_KEYS = {"dtype", "precision", "device"}
 
 @dataclass(frozen=True)
 class LabelledVectors:
-    """Rows with a class and a usable vector, sorted by id.
+    """Rows with a label and a usable vector, sorted by id.
 
-    ``x`` is float32 (n, d), ``y`` int64 (n,) codes into ``classes`` (sorted names). ``unlabelled`` and ``unusable``
-    hold the ids that were left out: without a class, or with a vector that is missing or not finite.
+    ``x`` is float32 (n, d), ``y`` int64 (n,) codes into ``classes`` (sorted names), or float64 (n,) numbers without
+    classes. ``unlabelled`` and ``unusable`` hold the ids that were left out: without a label, or with a vector that is
+    missing or not finite.
     """
 
     ids: pa.Array
@@ -57,7 +58,7 @@ class Split:
 
     ``train`` and ``validation`` are int64 rows of the matrix, ascending, disjoint when ``validation_on`` is
     ``held out`` and equal when it is ``training rows``. ``classes`` are the sorted names of the classes the selection
-    holds.
+    holds; a regression has none.
     """
 
     train: np.ndarray
@@ -156,8 +157,10 @@ def check_same_vectors(column: str, pool: Table, test: Table) -> None:
         )
 
 
-def read_labelled(table: Table, column: str, label: str, keep: pa.Array | None = None) -> LabelledVectors:
-    """Read the rows of ``keep`` (or all) that have a class and a usable vector.
+def read_labelled(
+    table: Table, column: str, label: str, keep: pa.Array | None = None, *, numbers: bool = False
+) -> LabelledVectors:
+    """Read the rows of ``keep`` (or all) that have a class, or with ``numbers`` a finite number, and a usable vector.
 
     Labels are read first, and then only the vectors of the rows that matter, straight into one matrix.
 
@@ -167,8 +170,8 @@ def read_labelled(table: Table, column: str, label: str, keep: pa.Array | None =
         When a column is missing or not of its kind, or the table lacks rows of ``keep``.
     """
     dimensions = table.require_vector(column)
-    _require_label(table, label)
-    found = _read_labels(table, label, keep)
+    require_label(table, label, numbers)
+    found = _read_labels(table, label, keep, numbers)
     if keep is not None and found.num_rows != len(keep):
         raise UsageError(
             f"{len(keep) - found.num_rows} of {len(keep)} selected rows are not in version {table.version} of table "
@@ -190,11 +193,52 @@ def read_labelled(table: Table, column: str, label: str, keep: pa.Array | None =
     unusable = labelled.filter(pa.array(~finite)).column("id").combine_chunks()
     if not finite.all():
         x, labelled = x[finite], labelled.filter(pa.array(finite))
-    names = labelled.column("label").combine_chunks()
-    classes = names.unique().sort() if len(names) else names
-    codes = pc.index_in(names, value_set=classes).to_numpy(zero_copy_only=False).astype(np.int64)
-    ids = labelled.column("id").combine_chunks()
-    return LabelledVectors(ids, x, codes, tuple(classes.to_pylist()), unlabelled, unusable)
+    y, classes = coded(labelled.column("label").combine_chunks())
+    return LabelledVectors(labelled.column("id").combine_chunks(), x, y, classes, unlabelled, unusable)
+
+
+def as_labels(values: pa.Array, numbers: bool) -> pa.Array:
+    """Classes as text, or numbers as float64; null where one is missing, empty or not finite."""
+    if numbers:
+        found = values.cast(pa.float64(), safe=False)
+        return pc.if_else(pc.is_finite(found), found, pa.scalar(None, pa.float64()))
+    names = values.cast(pa.string())
+    return pc.if_else(pc.equal(names, ""), pa.scalar(None, pa.string()), names)
+
+
+def coded(labels: pa.Array) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels (n,) without nulls as int64 codes into sorted names, or as float64 numbers and no names."""
+    if pa.types.is_floating(labels.type):
+        return labels.to_numpy(zero_copy_only=False), ()
+    classes = labels.unique().sort() if len(labels) else labels
+    codes = pc.index_in(labels, value_set=classes).to_numpy(zero_copy_only=False).astype(np.int64)
+    return codes, tuple(classes.to_pylist())
+
+
+def hold_out(ids: pa.Array, y: np.ndarray, *, validation: float, seed: int) -> np.ndarray:
+    """Which of a selection's labelled rows, sorted by id, to validate on: bool (n,), about that share.
+
+    None where there are fewer than :data:`FEWEST_TO_HOLD_OUT`. ``y`` (n,) are codes, of which each keeps a row to learn
+    from, or numbers.
+    """
+    numbers = np.issubdtype(y.dtype, np.floating)
+    return _held_out(ids, np.zeros(len(y), dtype=np.int64) if numbers else y, validation, seed)
+
+
+def classes_to_learn(y: np.ndarray, classes: Sequence[str], name: str) -> tuple[str, ...]:
+    """The classes of training rows y (n,), sorted; none where y are numbers.
+
+    Raises
+    ------
+    UsageError
+        When all rows of selection ``name`` have one class or number.
+    """
+    numbers = np.issubdtype(y.dtype, np.floating)
+    present = np.unique(y)
+    if len(present) < 2:
+        only = f"one number only ({present[0]:g}" if numbers else f"one class only ('{classes[present[0]]}'"
+        raise UsageError(f"selection '{name}' holds {only}, {len(y)} rows); training needs two or more.")
+    return () if numbers else tuple(classes[code] for code in present)
 
 
 def split_selection(vectors: LabelledVectors, selection: Selection, *, validation: float, seed: int) -> Split:
@@ -203,7 +247,7 @@ def split_selection(vectors: LabelledVectors, selection: Selection, *, validatio
     Raises
     ------
     UsageError
-        When the selection has no labelled rows, or rows of one class only.
+        When the selection has no labelled rows, or rows of one class or number only.
     """
     kept = selection.ids()
     rows = pc.index_in(kept, value_set=vectors.ids).drop_null().to_numpy(zero_copy_only=False)
@@ -213,19 +257,13 @@ def split_selection(vectors: LabelledVectors, selection: Selection, *, validatio
             f"selection '{selection.name}' keeps {len(kept)} rows and none of them has both a label and a vector; "
             "there is nothing to train on."
         )
-    codes = vectors.y[rows]
-    present = np.unique(codes)
-    if len(present) < 2:
-        raise UsageError(
-            f"selection '{selection.name}' holds one class only ('{vectors.classes[present[0]]}', {len(rows)} rows); "
-            "training needs two or more."
-        )
-    held_out = _held_out(vectors.ids.take(pa.array(rows)), codes, validation, seed)
+    classes = classes_to_learn(vectors.y[rows], vectors.classes, selection.name)
+    held_out = hold_out(vectors.ids.take(pa.array(rows)), vectors.y[rows], validation=validation, seed=seed)
     on_training_rows = not held_out.any()
     return Split(
         train=rows[~held_out],
         validation=rows if on_training_rows else rows[held_out],
-        classes=tuple(vectors.classes[code] for code in present),
+        classes=classes,
         unlabelled=_count_in(kept, vectors.unlabelled),
         unusable=_count_in(kept, vectors.unusable),
         validation_on=TRAINING_ROWS if on_training_rows else HELD_OUT,
@@ -265,9 +303,18 @@ def _held_out(ids: pa.Array, codes: np.ndarray, share: float, seed: int) -> np.n
     return held_out
 
 
-def _require_label(table: Table, label: str) -> None:
+def require_label(table: Table, label: str, numbers: bool = False) -> None:
+    """Raise a UsageError unless a column can hold classes, or with ``numbers`` numbers to predict."""
     table.require_column(label)
     kind = table.schema.field(label).type
+    if numbers:
+        if not _is_number(kind):
+            known = ", ".join(field.name for field in table.schema if _is_number(field.type)) or "none"
+            raise UsageError(
+                f"column '{label}' of table '{table.name}' holds {kind}, not numbers to predict; its numeric columns "
+                f"are: {known}."
+            )
+        return
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     if not (text or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
@@ -278,17 +325,21 @@ def _require_label(table: Table, label: str) -> None:
         )
 
 
-def _read_labels(table: Table, label: str, keep: pa.Array | None) -> pa.Table:
-    """``id``, ``label`` (text, null where missing or empty) and ``offset`` (place in the table) of the rows wanted."""
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _read_labels(table: Table, label: str, keep: pa.Array | None, numbers: bool) -> pa.Table:
+    """``id``, ``label`` (see :func:`as_labels`) and ``offset`` (place in the table) of the rows wanted."""
     parts, offset = [], 0
     for batch in table.dataset.scanner(columns=["id", label], scan_in_order=True).to_batches():
-        names = batch.column(label).cast(pa.string())
-        names = pc.if_else(pc.equal(names, ""), pa.scalar(None, pa.string()), names)
+        labels = as_labels(batch.column(label), numbers)
         offsets = pa.array(np.arange(offset, offset + batch.num_rows))
         offset += batch.num_rows
-        part = pa.table({"id": batch.column("id").cast(pa.string()), "label": names, "offset": offsets})
+        part = pa.table({"id": batch.column("id").cast(pa.string()), "label": labels, "offset": offsets})
         parts.append(part if keep is None else part.filter(pc.is_in(part.column("id"), value_set=keep)))
-    schema = pa.schema({"id": pa.string(), "label": pa.string(), "offset": pa.int64()})
+    kind = pa.float64() if numbers else pa.string()
+    schema = pa.schema({"id": pa.string(), "label": kind, "offset": pa.int64()})
     return pa.concat_tables([schema.empty_table(), *parts])
 
 

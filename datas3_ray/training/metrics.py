@@ -19,8 +19,10 @@ from datas3_ray.errors import UsageError, did_you_mean
 class Metric:
     """A score of predictions against the truth, and which way is better."""
 
-    function: Callable[[np.ndarray, np.ndarray], float]
+    function: Callable[[np.ndarray, np.ndarray], float] | None
+    """Of predictions and truth; None where the model's own evaluation gives it."""
     higher_is_better: bool
+    task: str = "classification"
 
     def __call__(self, predicted: np.ndarray, truth: np.ndarray) -> float:
         """The score of int64 codes ``predicted`` (n,) against ``truth`` (n,).
@@ -34,6 +36,8 @@ class Metric:
             raise ValueError(f"predictions {predicted.shape} and truth {truth.shape} must be vectors of one length")
         if not len(truth):
             raise ValueError("a metric needs at least one row")
+        if self.function is None:
+            raise ValueError(f"this metric of {self.task} is not one of predictions and truth alone")
         return self.function(predicted, truth)
 
 
@@ -66,10 +70,56 @@ def macro_accuracy(predicted: np.ndarray, truth: np.ndarray) -> float:
     return float(per_class_recall(predicted, truth)[1].mean())
 
 
+def mean_squared_error(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """Mean of the squared differences, in the square of the target's unit.
+
+    >>> mean_squared_error(np.array([1.0, 2.0]), np.array([1.0, 4.0]))
+    2.0
+    """
+    return float(np.mean((predicted.astype(np.float64) - truth) ** 2))
+
+
+def mean_absolute_error(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """Mean of the absolute differences, in the target's unit.
+
+    >>> mean_absolute_error(np.array([1.0, 2.0]), np.array([1.0, 4.0]))
+    1.0
+    """
+    return float(np.mean(np.abs(predicted.astype(np.float64) - truth)))
+
+
+def r2(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """1 less the squared error over that of predicting the truth's mean; 0 where the truth does not vary.
+
+    >>> r2(np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0]))
+    1.0
+    """
+    spread = float(np.var(truth.astype(np.float64)))
+    return 1.0 - mean_squared_error(predicted, truth) / spread if spread else 0.0
+
+
 METRICS: dict[str, Metric] = {
     "accuracy": Metric(accuracy, higher_is_better=True),
     "macro_accuracy": Metric(macro_accuracy, higher_is_better=True),
+    "mse": Metric(mean_squared_error, higher_is_better=False, task="regression"),
+    "mae": Metric(mean_absolute_error, higher_is_better=False, task="regression"),
+    "r2": Metric(r2, higher_is_better=True, task="regression"),
+    "map50": Metric(None, higher_is_better=True, task="detection"),
+    "map50_95": Metric(None, higher_is_better=True, task="detection"),
+    "zero_shot_accuracy": Metric(None, higher_is_better=True, task="image_text"),
+    "image_to_text_recall": Metric(None, higher_is_better=True, task="image_text"),
+    "text_to_image_recall": Metric(None, higher_is_better=True, task="image_text"),
 }
+"""By name; the first of a task is its usual one."""
+
+
+def default_metric(task: str) -> str:
+    """The usual metric of a task.
+
+    >>> default_metric("regression")
+    'mse'
+    """
+    return next(name for name, metric in METRICS.items() if metric.task == task)
 
 
 def metric(name: str) -> Metric:

@@ -1,7 +1,7 @@
-"""A linear probe: multinomial logistic regression on fixed vectors, trained by Adam in mini-batches.
+"""A linear probe: multinomial logistic or linear regression on fixed vectors, trained by Adam in mini-batches.
 
 The loop is written for many short runs: rows are gathered by a permutation instead of a data loader, the gradient of
-the softmax is written out instead of recorded, and nothing is copied but one batch, so a run costs little more than its
+the loss is written out instead of recorded, and nothing is copied but one batch, so a run costs little more than its
 matrix products. The result depends on the data and the settings alone, never on the order in which rows were stored
 (:mod:`datas3_ray.training.data` sorts them by id) or on what else runs.
 """
@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from datas3_ray.training.metrics import metric
+from datas3_ray.training.target import Target
 
 CHUNK_ROWS = 8192
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
@@ -45,7 +46,10 @@ class ProbeSettings:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the training rows gave: mean cross-entropy (nats) and the validation metric."""
+    """What one pass over the training rows gave: the mean loss and the validation metric.
+
+    The loss is the cross-entropy in nats, or the squared error of the scaled target.
+    """
 
     epoch: int
     train_loss: float
@@ -57,7 +61,8 @@ class Epoch:
 class Probe:
     """A trained probe. ``weight`` (c, d) and ``bias`` (c,) apply to ``(x - mean) / std``; all float32 on the CPU.
 
-    With ``normalize`` x is first scaled to the length sqrt(d).
+    With ``normalize`` x is first scaled to the length sqrt(d). A regression has a ``target``, one output and no
+    ``classes``.
     """
 
     weight: torch.Tensor
@@ -66,14 +71,18 @@ class Probe:
     std: torch.Tensor
     classes: tuple[str, ...]
     normalize: bool = False
+    target: Target | None = None
 
     def logits(self, x: np.ndarray | torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
         """Scores (n, c) of vectors ``x`` (n, d), or of its ``rows`` only, in chunks of bounded memory."""
         return _logits(_tensor(x), rows, self.weight, self.bias, _Scale(self.normalize, self.mean, 1 / self.std))
 
     def predict(self, x: np.ndarray | torch.Tensor) -> np.ndarray:
-        """The most likely class's code for each row of ``x`` (n, d), int64 (n,); ties go to the lower code."""
-        return self.logits(x).argmax(1).numpy()
+        """The most likely class's code for each row of ``x`` (n, d), int64 (n,); ties go to the lower code.
+
+        A regression gives its numbers, float64 (n,), in the target's unit.
+        """
+        return _predicted(self.logits(x), self.target)
 
 
 @dataclass(frozen=True)
@@ -95,6 +104,7 @@ def fit_probe(
     classes: Sequence[str],
     settings: ProbeSettings,
     on_epoch: Callable[[Epoch], None] | None = None,
+    on_logits: Callable[[int, int, np.ndarray], None] | None = None,
     device: str | None = None,
 ) -> Fit:
     """Train a probe and return it as it was after its best epoch on validation.
@@ -105,16 +115,20 @@ def fit_probe(
     ----------
     x : float32 (n, d)
         Vectors; may be read-only and hold more rows than are used.
-    y : int64 (n,)
-        Codes into ``classes``; read at the rows of ``train`` and ``validation`` only.
+    y : int64 or float64 (n,)
+        Codes into ``classes``, or without classes the numbers to predict; read at the rows of ``train`` and
+        ``validation`` only.
     train, validation : int64
         Rows of ``x`` to learn from and to choose the epoch by.
     classes : sequence of str
-        Names of the classes.
+        Names of the classes; none for a regression, which minimises the squared error.
     settings : ProbeSettings
         Learning rate, epochs and the like.
     on_epoch : callable, optional
         Called with each :class:`Epoch`.
+    on_logits : callable, optional
+        Called after each epoch as ``on_logits(epoch, first, logits)`` for one block of training rows after another:
+        float32 (b, c) of the rows ``train[first : first + b]``, by the weights as they are then.
     device : str, optional
         A torch device; by default CUDA where there is any, else the CPU.
 
@@ -134,36 +148,39 @@ def fit_probe(
     if not len(train) or not len(validation):
         raise ValueError(f"a probe needs rows to train on and to validate on, got {len(train)} and {len(validation)}")
     on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    data = _Data.of(x, y, train, validation, on)
+    target = None if classes else Target.of(y[train])
+    data = _Data.of(x, y if target is None else target.scaled(y), train, validation, on)
     scale = _Scale.fit(data.x, data.train, settings)
-    weight = torch.zeros(len(classes), data.x.shape[1], device=on)
-    bias = torch.zeros(len(classes), device=on)
-    adam = (
-        _Adam(weight, settings.lr, settings.weight_decay),
-        _Adam(bias, settings.lr, 0.0),
-    )
+    factor = scale.factors(data.x, data.train)
+    layer = _Layer(len(classes) or 1, data.x.shape[1], settings, on)
+    weight, bias = layer.weight, layer.bias
     order = torch.Generator().manual_seed(settings.seed)
     score = metric(settings.metric)
     truth = data.y[data.validation]
+    plain_truth = truth.cpu().numpy() if target is None else y[validation]
     best: Epoch | None = None
     best_key, best_state = (-math.inf, -math.inf), (weight, bias)
     history: list[Epoch] = []
     for number in range(1, settings.epochs + 1):
-        shuffled = data.train[torch.randperm(len(data.train), generator=order).to(on)]
-        train_loss = 0.0
+        shuffle = torch.randperm(len(data.train), generator=order).to(on)
+        shuffled = data.train[shuffle]
         total = torch.zeros((), device=on)
-        for batch in shuffled.split(settings.batch_size):
-            total += _step(data, batch, weight, bias, scale, adam)
+        parts = (part.split(settings.batch_size) for part in (shuffled, data.y[shuffled], factor[shuffle]))
+        for batch, truths, factors in zip(*parts, strict=True):
+            total += layer.step(scale(data.x.index_select(0, batch), factors), truths)
         train_loss = float(total) / len(shuffled)
         logits = _logits(data.x, data.validation, weight, bias, scale)
-        validation_loss = float(torch.nn.functional.cross_entropy(logits, truth))
-        value = score(logits.argmax(1).cpu().numpy(), truth.cpu().numpy())
+        value = score(_predicted(logits.cpu(), target), plain_truth)
+        validation_loss = float(_loss(logits, truth)[0]) / len(truth)
         epoch = Epoch(number, train_loss, validation_loss, value)
         history.append(epoch)
         if on_epoch is not None:
             on_epoch(epoch)
         if not math.isfinite(train_loss):
             raise ValueError(f"the training loss is {train_loss} in epoch {number}; a smaller lr may help")
+        if on_logits is not None:
+            for first, block in _logit_blocks(data.x, data.train, weight, bias, scale):
+                on_logits(number, first, block.cpu().numpy())
         key = (value if score.higher_is_better else -value, -validation_loss)
         if key > best_key:
             best_key, best, best_state = key, epoch, (weight.clone(), bias.clone())
@@ -178,14 +195,24 @@ def fit_probe(
         (1 / scale.inverse_std).cpu(),
         tuple(classes),
         settings.normalize,
+        target,
     )
     return Fit(probe, best.epoch, best.validation, tuple(history))
+
+
+def feature_lengths(x: np.ndarray | torch.Tensor, train: np.ndarray, settings: ProbeSettings) -> np.ndarray:
+    """Lengths (t,) of the training rows' vectors ``x[train]``, scaled as :func:`fit_probe` scales them; float32."""
+    vectors, rows = _tensor(x), torch.tensor(train, dtype=torch.int64)
+    scale = _Scale.fit(vectors, rows, settings)
+    parts = [torch.linalg.vector_norm(scale(vectors[part]), dim=1) for part in rows.split(CHUNK_ROWS)]
+    return torch.cat(parts).numpy() if parts else np.empty(0, np.float32)
 
 
 def save_probe(probe: Probe, path: str) -> None:
     """Write a probe so that ``torch.load(path, weights_only=True)`` gives back its tensors and the classes' names."""
     tensors = {"weight": probe.weight, "bias": probe.bias, "mean": probe.mean, "std": probe.std}
-    torch.save({**tensors, "classes": list(probe.classes), "normalize": probe.normalize}, path)
+    target = vars(probe.target) if probe.target else None
+    torch.save({**tensors, "classes": list(probe.classes), "normalize": probe.normalize, "target": target}, path)
 
 
 def load_probe(path: str) -> Probe:
@@ -194,12 +221,13 @@ def load_probe(path: str) -> Probe:
 
     with fsspec.open(path, "rb") as file:
         saved = torch.load(file, map_location="cpu", weights_only=True)
-    return Probe(**{**saved, "classes": tuple(saved["classes"])})
+    target = Target(**saved["target"]) if saved.get("target") else None
+    return Probe(**{**saved, "classes": tuple(saved["classes"]), "target": target})
 
 
 @dataclass(frozen=True)
 class _Data:
-    """Vectors, codes and the two sets of rows, on the device. On the CPU the vectors are the caller's own memory."""
+    """Vectors, codes or targets, and both sets of rows, on the device. On the CPU the vectors are the caller's own."""
 
     x: torch.Tensor
     y: torch.Tensor
@@ -211,7 +239,8 @@ class _Data:
         x: np.ndarray | torch.Tensor, y: np.ndarray, train: np.ndarray, validation: np.ndarray, device: torch.device
     ) -> _Data:
         rows = [torch.tensor(part, dtype=torch.int64) for part in (train, validation)]
-        vectors, codes = _tensor(x), torch.tensor(y, dtype=torch.int64)
+        vectors = _tensor(x)
+        codes = torch.tensor(y, dtype=torch.float32 if np.issubdtype(y.dtype, np.floating) else torch.int64)
         if device.type == "cpu":
             return _Data(vectors, codes, rows[0], rows[1])
         used = torch.cat(rows)
@@ -224,44 +253,53 @@ class _Data:
         )
 
 
-class _Adam:
-    """Adam (Kingma and Ba 2015, algorithm 1) for one parameter, in place."""
+class _Layer:
+    """Weight (c, d) and bias (c,) in one piece of memory, and Adam (Kingma and Ba 2015, algorithm 1) on both."""
 
-    def __init__(self, parameter: torch.Tensor, lr: float, weight_decay: float) -> None:
-        self.parameter, self.lr, self.weight_decay = parameter, lr, weight_decay
-        self.first, self.second = torch.zeros_like(parameter), torch.zeros_like(parameter)
-        self.steps = 0
+    def __init__(self, outputs: int, dimensions: int, settings: ProbeSettings, device: torch.device) -> None:
+        def zeros() -> torch.Tensor:
+            return torch.zeros(outputs * (dimensions + 1), device=device)
 
-    def step(self, gradient: torch.Tensor) -> None:
-        self.steps += 1
+        self.lr, self.weight_decay, self.steps = settings.lr, settings.weight_decay, 0
+        self._both, self._gradient, self._first, self._second, self._root = (zeros() for _ in range(5))
+        split = outputs * dimensions
+        self.weight, self.bias = self._both[:split].view(outputs, dimensions), self._both[split:]
+        self._by_weight, self._by_bias = self._gradient[:split].view(outputs, dimensions), self._gradient[split:]
+
+    def step(self, rows: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """One mini-batch of scaled rows (b, d). Returns the summed loss."""
+        loss, residual = _loss(torch.addmm(self.bias, rows, self.weight.t()), truth)
+        residual.div_(len(rows))
+        torch.mm(residual.t(), rows, out=self._by_weight)
+        torch.sum(residual, 0, out=self._by_bias)
         if self.weight_decay:
-            gradient = gradient.add(self.parameter, alpha=self.weight_decay)
-        self.first.lerp_(gradient, 1 - _BETA1)
-        self.second.mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
+            self._by_weight.add_(self.weight, alpha=self.weight_decay)
+        self.steps += 1
+        self._first.lerp_(self._gradient, 1 - _BETA1)
+        self._second.mul_(_BETA2).addcmul_(self._gradient, self._gradient, value=1 - _BETA2)
+        # The bias correction of the second moment, taken out of the root.
         scale = math.sqrt(1 - _BETA2**self.steps)
-        root = self.second.sqrt().div_(scale).add_(_EPSILON)
-        self.parameter.addcdiv_(self.first, root, value=-self.lr / (1 - _BETA1**self.steps))
+        root = torch.sqrt(self._second, out=self._root).add_(_EPSILON * scale)
+        self._both.addcdiv_(self._first, root, value=-self.lr * scale / (1 - _BETA1**self.steps))
+        return loss
 
 
-def _step(
-    data: _Data,
-    batch: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    scale: _Scale,
-    adam: tuple[_Adam, _Adam],
-) -> torch.Tensor:
-    """One mini-batch: the gradient of the mean cross-entropy is (softmax - one hot) / n. Returns the summed loss."""
-    rows = scale(data.x.index_select(0, batch))
-    labels = data.y.index_select(0, batch).unsqueeze(1)
-    log_likelihood = torch.log_softmax(torch.addmm(bias, rows, weight.t()), 1)
+def _loss(outputs: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The summed loss of outputs (b, k), which are overwritten, and its gradient by them (b, k)."""
+    if truth.is_floating_point():
+        difference = outputs.sub_(truth.unsqueeze(1))
+        return difference.square().sum(), difference.mul_(2)
+    labels = truth.unsqueeze(1)
+    log_likelihood = torch.log_softmax(outputs, 1)
     loss = -log_likelihood.gather(1, labels).sum()
-    residual = log_likelihood.exp_()
+    residual = log_likelihood.exp_()  # softmax less one hot
     residual.scatter_add_(1, labels, residual.new_full(labels.shape, -1.0))
-    residual.div_(len(batch))
-    adam[0].step(residual.t() @ rows)
-    adam[1].step(residual.sum(0))
-    return loss
+    return loss, residual
+
+
+def _predicted(outputs: torch.Tensor, target: Target | None) -> np.ndarray:
+    """Codes int64 (n,) of outputs (n, k), or numbers float64 (n,) in the target's unit."""
+    return outputs.argmax(1).numpy() if target is None else target.unscaled(outputs[:, 0].numpy())
 
 
 def _logits(
@@ -271,13 +309,22 @@ def _logits(
     bias: torch.Tensor,
     scale: _Scale,
 ) -> torch.Tensor:
-    count = len(x) if rows is None else len(rows)
-    chunks = []
-    for start in range(0, count, CHUNK_ROWS):
+    chunks = [block for _, block in _logit_blocks(x, rows, weight, bias, scale)]
+    return torch.cat(chunks) if chunks else x.new_zeros(0, len(bias))
+
+
+def _logit_blocks(
+    x: torch.Tensor,
+    rows: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    scale: _Scale,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Place of the first row, and logits (b, c), of one block after another."""
+    for start in range(0, len(x) if rows is None else len(rows), CHUNK_ROWS):
         part = slice(start, start + CHUNK_ROWS)
         vectors = scale(x[part].clone() if rows is None else x.index_select(0, rows[part]))
-        chunks.append(torch.addmm(bias, vectors, weight.t()))
-    return torch.cat(chunks) if chunks else x.new_zeros(0, len(bias))
+        yield start, torch.addmm(bias, vectors, weight.t())
 
 
 @dataclass(frozen=True)
@@ -287,20 +334,30 @@ class _Scale:
     normalize: bool
     mean: torch.Tensor
     inverse_std: torch.Tensor
+    standardize: bool = True
 
     @staticmethod
     def fit(x: torch.Tensor, train: torch.Tensor, settings: ProbeSettings) -> _Scale:
         """The scaling that the settings ask for, its moments those of the training rows."""
-        plain = _Scale(settings.normalize, x.new_zeros(x.shape[1]), x.new_ones(x.shape[1]))
+        plain = _Scale(settings.normalize, x.new_zeros(x.shape[1]), x.new_ones(x.shape[1]), standardize=False)
         return _Scale(settings.normalize, *_moments(x, train, plain)) if settings.standardize else plain
 
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        """The rows (n, d), changed in place."""
+    def __call__(self, rows: torch.Tensor, factors: torch.Tensor | None = None) -> torch.Tensor:
+        """The rows (n, d), changed in place; ``factors`` (n,) are theirs where they are known."""
         if self.normalize:
-            length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-            # A vector of zeros has no direction and stays as it is.
-            rows.mul_(torch.where(length > 0, math.sqrt(rows.shape[1]) / length, 1.0))
-        return rows.sub_(self.mean).mul_(self.inverse_std)
+            rows.mul_((self._factors(rows) if factors is None else factors).unsqueeze(1))
+        return rows.sub_(self.mean).mul_(self.inverse_std) if self.standardize else rows
+
+    def factors(self, x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """What each of some rows of x is multiplied by, (r,)."""
+        if not self.normalize:
+            return x.new_ones(len(rows))
+        return torch.cat([self._factors(x[part]) for part in rows.split(CHUNK_ROWS)])
+
+    def _factors(self, rows: torch.Tensor) -> torch.Tensor:
+        length = torch.linalg.vector_norm(rows, dim=1)
+        # A vector of zeros has no direction and stays as it is.
+        return torch.where(length > 0, math.sqrt(rows.shape[1]) / length, 1.0)
 
 
 def _moments(x: torch.Tensor, rows: torch.Tensor, scale: _Scale) -> tuple[torch.Tensor, torch.Tensor]:

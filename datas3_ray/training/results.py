@@ -1,7 +1,7 @@
 """A sweep's trials as rows of the results table: one a trial and deployment, the winner marked.
 
-The winner of a grid is chosen on validation rows of the selection itself. Test scores are written down and never
-looked at.
+The winner of a grid is chosen on validation rows of the selection itself, or on the deployment's labelled query rows.
+Test scores are written down and not looked at, unless the sweep asks for the published, optimistic way and says so.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from datas3_ray.training.metrics import metric as find_metric
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake, Selection
     from datas3_ray.training.config import SweepConfig
-    from datas3_ray.training.models import Prepared
+    from datas3_ray.training.contract import Prepared
     from datas3_ray.training.sweep import Deployment
     from datas3_ray.training.tuning import Trial
 
@@ -37,9 +37,14 @@ class Sweep:
     config: SweepConfig
     deployments: Mapping[str, Deployment]
     selections: Mapping[str, Selection]
-    test_versions: Mapping[str, int]
-    test_contents: Mapping[str, int]
-    """Of each test table the version in which its rows last changed."""
+    scored_versions: Mapping[str, int]
+    """Of the test tables, and of the query tables where they choose the winners."""
+    scored_contents: Mapping[str, int]
+    """Of each the version in which its rows last changed."""
+
+    def scored(self, deployment: Deployment) -> list[str]:
+        """The tables that a deployment's trials are scored on."""
+        return scored_tables(self.config, deployment)
 
     @property
     def fingerprint(self) -> str:
@@ -50,7 +55,7 @@ class Sweep:
                 "settings": self.config.settings(),
                 "deployments": {
                     name: {
-                        "test": [deployment.test, self.test_contents[deployment.test]],
+                        "test": [[table, self.scored_contents[table]] for table in self.scored(deployment)],
                         "query": deployment.query,
                         "selections": {
                             label: [chosen, self.selections[chosen].fingerprint]
@@ -63,12 +68,19 @@ class Sweep:
         )
 
 
-def best_points(trials: Sequence[Trial], metric: str) -> set[int]:
+def scored_tables(config: SweepConfig, deployment: Deployment) -> list[str]:
+    """The test table, and the query table where it chooses the winner."""
+    query = [deployment.query] if config.validation_on == "query" and deployment.query is not None else []
+    return [deployment.test, *query]
+
+
+def best_points(trials: Sequence[Trial], metric: str, table: str | None = None) -> set[int]:
     """Indexes of the trials at each selection's best grid point.
 
-    A point's worth is its validation score, averaged over seeds; among equals (a few validation rows give few
-    different scores) the lowest validation loss wins, then the earliest point. With several seeds the point's trial of
-    every seed is in the set.
+    A point's worth is its validation score, or its score on ``table``, averaged over seeds; among equals (a few
+    validation rows give few different scores) the lowest validation loss wins, then the earliest point. With several
+    seeds the point's trial of every seed is in the set. A point whose trials did not all finish cannot win, unless
+    there is no other.
     """
     sign = 1 if find_metric(metric).higher_is_better else -1
     grouped: dict[str, dict[tuple[Any, ...], list[Trial]]] = defaultdict(lambda: defaultdict(list))
@@ -76,102 +88,141 @@ def best_points(trials: Sequence[Trial], metric: str) -> set[int]:
         grouped[trial.point.selection][tuple(trial.point.hyperparameters.items())].append(trial)
     best: set[int] = set()
     for points in grouped.values():
+        finished = [[trial for trial in members if trial.outcome is not None] for members in points.values()]
+        whole = [done for done, members in zip(finished, points.values(), strict=True) if len(done) == len(members)]
+        contest = whole or [done for done in finished if done]
+        if not contest:
+            continue
         winner = max(
-            points.values(),
+            contest,
             key=lambda members: (
-                sign * _mean([t.outcome.validation for t in members]),
-                -_mean([t.outcome.validation_loss for t in members]),
+                sign * _mean([_worth(trial, table) for trial in members]),
+                -_mean([trial.found.validation_loss for trial in members]),
             ),
         )
         best.update(trial.point.index for trial in winner)
     return best
 
 
+def _worth(trial: Trial, table: str | None) -> float:
+    return trial.found.validation if table is None else trial.found.tests[table].score
+
+
 def result_rows(lake: Lake, sweep: Sweep, prepared: Prepared, trials: Sequence[Trial], folder: str) -> pa.Table:
     """Rows in the order of deployments, their selections, and trials."""
-    best = best_points(trials, sweep.config.metric)
     pool_sizes = {name: _pool_size(lake, str(chosen.lineage()["table"])) for name, chosen in sweep.selections.items()}
-    created = datetime.now(timezone.utc)
-    mark = sweep.fingerprint
+    config = sweep.config
     common = {
         "run": sweep.name,
-        "model": sweep.config.model,
+        "model": config.model,
+        "task": config.task,
         "vector": prepared.vector,
-        "metric": sweep.config.metric,
-        "higher_is_better": find_metric(sweep.config.metric).higher_is_better,
-        "created": created,
+        "start": prepared.start,
+        "metric": config.metric,
+        "higher_is_better": find_metric(config.metric).higher_is_better,
+        "created": datetime.now(timezone.utc),
+        "chosen_on": _chosen_on(config),
     }
-    by_selection: dict[str, list[Trial]] = defaultdict(list)
-    for trial in trials:
-        by_selection[trial.point.selection].append(trial)
     rows = []
-    for deployment_name, deployment in sweep.deployments.items():
-        test = prepared.tests[deployment.test]
+    for name, deployment in sweep.deployments.items():
+        table = {"test": deployment.test, "query": deployment.query}.get(_chosen_on(config))
+        best = best_points(trials, config.metric, table)
         for label, chosen in deployment.selections.items():
-            selection = sweep.selections[chosen]
-            for trial in by_selection[chosen]:
-                trained = prepared.training[chosen, trial.point.seed]
-                missing = sorted(set(test.classes) - set(trained.classes))
-                scored = trial.outcome.tests[deployment.test]
+            for trial in trials:
+                if trial.point.selection != chosen:
+                    continue
+                found = {"deployment": name, "method": label, "pool_size": pool_sizes[chosen]}
                 won = trial.point.index in best
-                lineage = {
-                    "sweep": mark,
-                    "settings": fingerprint({k: v for k, v in sweep.config.settings().items() if k != "seed"}),
-                    "config": sweep.config.settings(),
-                    "inputs": {**trained.inputs, deployment.test: test.version},
-                    "test": deployment.test,
-                    "query": deployment.query,
-                    "counts": {
-                        "selected": len(selection),
-                        "train": trained.train_rows,
-                        "validation": trained.validation_rows,
-                        "unlabelled": trained.unlabelled,
-                        "unusable": trained.unusable,
-                        "test": test.rows,
-                        "test_unlabelled": test.unlabelled,
-                        "test_unusable": test.unusable,
-                    },
-                    "classes": len(trained.classes),
-                    "missing_classes": missing,
-                    "validation_on": trained.validation_on,
-                    "epoch": trial.outcome.epoch,
-                    "validation_loss": trial.outcome.validation_loss,
-                    "epochs": trial.outcome.epochs,
-                    "macro_accuracy": scored.macro_accuracy,
-                    # Hundreds of classes times every trial would make the table large; the winner's are enough.
-                    **({"recall": scored.recall} if won else {}),
-                    "tune": folder,
-                    "code_version": __version__,
-                }
-                rows.append(
-                    {
-                        **common,
-                        "trial": f"{mark[:8]}-{trial.point.index:04d}",
-                        "deployment": deployment_name,
-                        "method": label,
-                        "selection": chosen,
-                        "selection_fingerprint": selection.fingerprint,
-                        "hyperparameters": json.dumps(dict(trial.point.hyperparameters)),
-                        "seed": trial.point.seed,
-                        "validation": trial.outcome.validation,
-                        "test": scored.score,
-                        "best": won,
-                        "subset_size": len(selection),
-                        "pool_size": pool_sizes[chosen],
-                        "train_rows": trained.train_rows,
-                        "missing_classes": len(missing),
-                        "test_rows": test.rows,
-                        "seconds": trial.outcome.seconds,
-                        "checkpoint": trial.checkpoint,
-                        "lineage": json.dumps(lineage, sort_keys=True),
-                    }
-                )
+                rows.append({**common, **found, **_row(sweep, prepared, deployment, trial, won, folder)})
     return pa.Table.from_pylist(rows, schema=RESULTS)
 
 
-def finished_rows(lake: Lake, sweep: Sweep) -> pa.Table | None:
-    """The rows of this very sweep where it has been run before, or None."""
-    results = lake.results()
+def _chosen_on(config: SweepConfig) -> str:
+    if config.report_best == "test":
+        return "test"
+    return "query" if config.validation_on == "query" else "validation"
+
+
+def _row(
+    sweep: Sweep, prepared: Prepared, deployment: Deployment, trial: Trial, won: bool, folder: str
+) -> dict[str, Any]:
+    """What is particular to one trial on one deployment."""
+    selection = sweep.selections[trial.point.selection]
+    trained = prepared.training[trial.point.selection, trial.point.seed]
+    test = prepared.tests[deployment.test]
+    missing = sorted(set(test.classes) - set(trained.classes))
+    mark = sweep.fingerprint
+    lineage = {
+        "sweep": mark,
+        "settings": fingerprint({k: v for k, v in sweep.config.settings().items() if k != "seed"}),
+        "config": sweep.config.settings(),
+        "inputs": {**trained.inputs, **{table: prepared.tests[table].version for table in sweep.scored(deployment)}},
+        "test": deployment.test,
+        "query": deployment.query,
+        "counts": {
+            "selected": len(selection),
+            "train": trained.train_rows,
+            "validation": trained.validation_rows,
+            "unlabelled": trained.unlabelled,
+            "unusable": trained.unusable,
+            "test": test.rows,
+            "test_unlabelled": test.unlabelled,
+            "test_unusable": test.unusable,
+        },
+        "classes": len(trained.classes),
+        "missing_classes": missing,
+        "validation_on": trained.validation_on,
+        "tune": folder,
+        "code_version": __version__,
+    }
+    row = {
+        "trial": f"{mark[:8]}-{trial.point.index:04d}",
+        "selection": trial.point.selection,
+        "selection_fingerprint": selection.fingerprint,
+        "hyperparameters": json.dumps(dict(trial.point.hyperparameters)),
+        "seed": trial.point.seed,
+        "status": trial.status,
+        "error": trial.error or None,
+        "validation": trial.validation,
+        "best": won,
+        "subset_size": len(selection),
+        "train_rows": trained.train_rows,
+        "missing_classes": len(missing),
+        "test_rows": test.rows,
+        "checkpoint": trial.checkpoint or None,
+    }
+    if trial.outcome is not None:
+        row |= _scores(trial, deployment, won, lineage)
+    return {**row, "lineage": json.dumps(lineage, sort_keys=True)}
+
+
+def _scores(trial: Trial, deployment: Deployment, won: bool, lineage: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a trial that is done; its details go to the lineage."""
+    outcome, scored = trial.found, trial.found.tests[deployment.test]
+    lineage |= {
+        "epoch": outcome.epoch,
+        "validation_loss": outcome.validation_loss,
+        "epochs": outcome.epochs,
+        "figures": scored.figures,
+        **({"macro_accuracy": scored.macro_accuracy} if scored.macro_accuracy is not None else {}),
+        # Hundreds of classes times every trial would make the table large; the winner's are enough.
+        **({"recall": scored.recall} if won and scored.recall else {}),
+    }
+    if deployment.query in outcome.tests:
+        lineage["query_score"] = outcome.tests[deployment.query].score
+    low, high = scored.interval or (None, None)
+    return {
+        "validation": outcome.validation,
+        "test": scored.score,
+        "test_low": low,
+        "test_high": high,
+        "seconds": outcome.seconds,
+    }
+
+
+def finished_rows(lake: Lake, sweep: Sweep, table: str) -> pa.Table | None:
+    """The rows of this very sweep in a results table where it has been run before, or None."""
+    results = lake.results(table)
     results = results.filter(pc.equal(results.column("run"), sweep.name))
     mark = sweep.fingerprint
     mine = [json.loads(text or "{}").get("sweep") == mark for text in results.column("lineage").to_pylist()]

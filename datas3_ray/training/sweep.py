@@ -2,7 +2,8 @@
 
 A model trained on a selection is the same whichever deployment asks for it, so each (selection, seed, grid point) is
 trained once and scored on the test table of every deployment that lists the selection. Results appear in the lake in
-one commit, or not at all; a sweep whose results are there already is not run again.
+one commit, or not at all; a sweep whose results are there already is not run again, and of one that was cut short only
+the trials that had not finished are.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from datas3_ray.errors import UsageError
+from datas3_ray.lake.lake import RESULTS_TABLE
 from datas3_ray.training.config import SweepConfig
-from datas3_ray.training.models import Point
+from datas3_ray.training.contract import Point
 from datas3_ray.training.models import model as find_model
 from datas3_ray.training.progress import Listener, SweepProgress, listening
-from datas3_ray.training.results import Sweep, finished_rows, result_rows
+from datas3_ray.training.results import Sweep, finished_rows, result_rows, scored_tables
 
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake
@@ -49,6 +51,7 @@ def run_sweep(
     deployments: Mapping[str, Deployment],
     storage: str,
     progress: Listener | None = None,
+    results: str = RESULTS_TABLE,
 ) -> pa.Table:
     """Train and score everything asked for, and return its rows of the results table.
 
@@ -62,23 +65,26 @@ def run_sweep(
     storage : str
         A folder or object-store uri for Ray Tune's own files: event files for TensorBoard, and checkpoints.
     progress : callable, optional
-        Called with a :class:`SweepProgress` after every trial; by default a line on the terminal.
+        Called with a :class:`SweepProgress` whenever a trial gets on; by default a table on the terminal.
+    results : str
+        The table of the lake that gets the rows.
 
     Returns
     -------
     pyarrow.Table
         ``datas3_ray.lake.schemas.RESULTS``: deployments x their selections x seeds x grid points. Exactly one grid
-        point of each deployment and selection has ``best``, chosen on validation rows of the selection.
+        point of each deployment and selection has ``best``, chosen on validation rows of the selection, or as
+        ``config`` says. A trial that failed has its error in place of scores.
 
     Raises
     ------
     UsageError
         For names, columns or tables that do not fit; before anything is trained.
     Datas3Error
-        When a trial fails; the results table is then as it was.
+        When every trial fails, or the sweep is interrupted; the results table is then as it was.
     """
     sweep = _open(lake, config, name, deployments)
-    finished = finished_rows(lake, sweep)
+    finished = finished_rows(lake, sweep, results)
     if finished is not None:
         return finished
     from datas3_ray.runtime import ensure_ray
@@ -87,14 +93,14 @@ def run_sweep(
     from datas3_ray.training.keeper import Work
     from datas3_ray.training.tuning import folder_name, run_trials
 
-    tests = {each: lake.table(each, version) for each, version in sweep.test_versions.items()}
+    tests = {each: lake.table(each, version) for each, version in sweep.scored_versions.items()}
     prepared = find_model(config.model).prepare(lake, config, sweep.selections, tests)
     points = _points(sweep)
     work = Work(
         training={key: one.data for key, one in prepared.training.items()},
         tests={each: one.data for each, one in prepared.tests.items()},
         tests_of={
-            each: sorted({d.test for d in deployments.values() if each in d.selections.values()})
+            each: sorted({t for d in deployments.values() if each in d.selections.values() for t in sweep.scored(d)})
             for each in sweep.selections
         },
     )
@@ -103,13 +109,13 @@ def run_sweep(
     with listening(name, len(points), progress) as listener:
         trials = run_trials(folder, points, config, work, storage=root, listener=listener)
     rows = result_rows(lake, sweep, prepared, trials, f"{root.rstrip('/')}/{folder}")
-    lake.write("results", rows, kind="results", mode="append")
+    lake.append_results(rows, results)
     return rows
 
 
 def sweep_is_done(lake: Lake, config: SweepConfig, *, name: str, deployments: Mapping[str, Deployment]) -> bool:
     """Whether :func:`run_sweep` would find its results in the lake and train nothing."""
-    return finished_rows(lake, _open(lake, config, name, deployments)) is not None
+    return finished_rows(lake, _open(lake, config, name, deployments), RESULTS_TABLE) is not None
 
 
 def _open(lake: Lake, config: SweepConfig, name: str, deployments: Mapping[str, Deployment]) -> Sweep:
@@ -123,14 +129,19 @@ def _open(lake: Lake, config: SweepConfig, name: str, deployments: Mapping[str, 
             raise UsageError(f"deployment '{label}' of sweep '{name}' has no selections; name at least one.")
         if deployment.query is not None:
             lake.image_table(deployment.query)
+        elif config.validation_on == "query":
+            raise UsageError(
+                f"deployment '{label}' of sweep '{name}' has no query table; validation_on: query chooses on its rows."
+            )
+    scored = list(dict.fromkeys(each for d in deployments.values() for each in scored_tables(config, d)))
     wanted = dict.fromkeys(chosen for d in deployments.values() for chosen in d.selections.values())
     return Sweep(
         name=name,
         config=config,
         deployments=deployments,
         selections={chosen: lake.selection(chosen) for chosen in wanted},
-        test_versions={d.test: lake.image_table(d.test).version for d in deployments.values()},
-        test_contents={d.test: lake.image_table(d.test).content_version for d in deployments.values()},
+        scored_versions={each: lake.image_table(each).version for each in scored},
+        scored_contents={each: lake.image_table(each).content_version for each in scored},
     )
 
 

@@ -192,3 +192,16 @@ def test_no_results() -> None:
     made = leaderboard(RESULTS.empty_table())
     assert made.deployments == () and made.to_rows() == []
     assert "no results yet" in printed(made)
+
+
+def test_what_winners_were_chosen_on_is_said() -> None:
+    on_test = trial("north", "near", 0.8, chosen_on="test", test_low=0.7, test_high=0.9, start="hub:vit")
+    made = board(on_test, trial("north", "all", 0.7, chosen_on="query"))
+    near, every = made.rows[0].cells["north"], made.rows[1].cells["north"]
+    assert (near.chosen_on, near.interval, near.start) == ("test", (0.7, 0.9), "hub:vit")
+    assert (every.chosen_on, every.interval, every.start) == ("query", None, "scratch")
+    text = " ".join(printed(made).split())
+    assert "80.0 ‡ ★" in text and "chosen on query" in text and "chosen on the test table itself" in text
+    assert "‡" not in printed(board(trial("north", "all", 0.7)))
+    seeds = board(*(trial("north", "near", 0.8, seed=seed, test_low=0.7, test_high=0.9) for seed in (0, 1)))
+    assert seeds.rows[0].cells["north"].interval is None

@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from PIL import Image
 from datas3_ray.errors import UsageError
 from datas3_ray.sources.synthetic import CORRUPT_KINDS, EMPTY, LABELS, World, WorldSummary, generate
 from datas3_ray.sources.synthetic_drawing import Coat, Form, Pose
-from datas3_ray.sources.synthetic_scenery import LIGHTS, REGIONS, Shot, build_scenery, shoot
+from datas3_ray.sources.synthetic_scenery import LIGHTS, REGIONS, Actor, Shot, build_scenery, extent, shoot
 from datas3_ray.sources.synthetic_species import SPECIES, draw_animal
 
 WORLD = World(images=120, seed=3, shards=4, corrupt=6, mislabelled=0.1, unlabelled=0.05)
@@ -118,10 +119,10 @@ def test_regions_and_species_are_there(summary: WorldSummary) -> None:
 
 
 def test_json_fields_and_caption_agree(samples: dict[str, Sample], rows: dict[str, dict[str, str]]) -> None:
-    fields = {"label", "true_label", "region", "site", "timestamp", "light", "burst", "caption"}
+    fields = {"label", "true_label", "region", "site", "timestamp", "light", "burst", "caption", "boxes"}
     for key, row in rows.items():
         assert set(row) == fields
-        assert all(isinstance(value, str) for name, value in row.items() if name != "label")
+        assert all(isinstance(value, str) for name, value in row.items() if name not in ("label", "boxes"))
         assert row["label"] is None or row["label"] in LABELS
         assert (row["true_label"] in LABELS, row["region"] in REGIONS, row["light"] in LIGHTS) == (True, True, True)
         assert row["site"].rsplit("-", 1)[0] == row["region"]
@@ -132,6 +133,39 @@ def test_json_fields_and_caption_agree(samples: dict[str, Sample], rows: dict[st
         assert named is None or f" {named} in the {row['region']} " in row["caption"]
         others = set(SPECIES) - {row["label"]}
         assert not others & set(row["caption"].split())  # the caption never tells the truth behind a wrong label
+
+
+def test_boxes_hold_the_animals(samples: dict[str, Sample], rows: dict[str, dict[str, Any]]) -> None:
+    counts = Counter(len(row["boxes"]) for row in rows.values())
+    assert set(counts) == {0, 1, 2}
+    for row in rows.values():
+        assert (not row["boxes"]) == (row["true_label"] == EMPTY)
+        for box in row["boxes"]:
+            assert set(box) == {"label", "x", "y", "w", "h"} and box["label"] == row["true_label"]
+            assert min(box["x"], box["y"]) >= 0 and min(box["w"], box["h"]) > 0
+            assert box["x"] + box["w"] <= 160 and box["y"] + box["h"] <= 120
+
+
+def test_an_animal_changes_the_pixels_of_its_box_and_few_others() -> None:
+    scenery = build_scenery("savanna", (160, 120), np.random.default_rng(2))
+    coat, pose = Coat((228, 222, 208), (0, 0, 0)), Pose(0.4, 0.8, 0.7, right=True)
+    for x in (0.5, 0.02):  # whole, and cut off by the frame
+        actor = Actor("zebra", Form(), coat, pose, x=x, y=0.8, scale=40.0)
+        frames = [
+            np.asarray(shoot(scenery, Shot("day", 1.0, actors), np.random.default_rng(3))).astype(int)
+            for actors in ((), (actor,))
+        ]
+        rows_of, columns_of = np.nonzero(np.abs(frames[1] - frames[0]).max(axis=2) > 0)
+        found = extent(actor, (160, 120))
+        assert found is not None
+        left, top, width, height = found
+        inside = (columns_of >= left) & (columns_of < left + width) & (rows_of >= top) & (rows_of < top + height)
+        assert inside.mean() > 0.85  # the shadow is outside
+        above = rows_of < top + height - 4
+        assert inside[above].all()
+        edges = rows_of[above].min(), columns_of[above].min(), columns_of[above].max()
+        assert np.abs(np.subtract(edges, (top, left, left + width - 1))).max() <= 1
+    assert extent(replace(actor, x=-1.0), (160, 120)) is None
 
 
 def test_images_decode_and_night_is_grey(samples: dict[str, Sample], rows: dict[str, dict[str, str]]) -> None:

@@ -160,7 +160,7 @@ def test_checkpoint_round_trip_without_pickle(tmp_path: Path) -> None:
     path = str(tmp_path / "probe.pt")
     save_probe(probe, path)
     saved = torch.load(path, weights_only=True)
-    assert set(saved) == {"weight", "bias", "mean", "std", "classes", "normalize"}
+    assert set(saved) == {"weight", "bias", "mean", "std", "classes", "normalize", "target"}
     again = load_probe(path)
     assert again.classes == probe.classes
     assert torch.equal(again.logits(x), probe.logits(x))
@@ -187,3 +187,32 @@ def test_cuda_gives_the_cpu_probe() -> None:
         for device in ("cpu", "cuda")
     )
     torch.testing.assert_close(cpu.probe.weight, cuda.probe.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_regression_is_least_squares_in_the_targets_own_unit(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 6)).astype(np.float32)
+    y = 1000 + x @ np.array([100.0, -50, 0, 25, 10, 5]) + rng.normal(size=400)
+    train, validation = np.arange(0, 300), np.arange(300, 400)
+    settings = ProbeSettings(batch_size=32, lr=0.01, epochs=60, patience=60, normalize=False, metric="mse")
+    fit = fit_probe(x, y, train, validation, classes=(), settings=settings)
+    design = np.c_[x, np.ones(len(x))]
+    closed_form = design @ np.linalg.lstsq(design[train], y[train], rcond=None)[0]
+    predicted = fit.probe.predict(x)
+    assert predicted.dtype == np.float64
+    assert np.abs(predicted - closed_form).max() < 0.01 * y.std()
+    assert fit.validation == pytest.approx(np.mean((predicted - y)[validation] ** 2))
+    # The loss is that of the scaled target.
+    loss = fit.history[fit.epoch - 1].validation_loss
+    assert loss == pytest.approx(fit.validation / y[train].var(), rel=1e-3)
+    save_probe(fit.probe, str(tmp_path / "probe.pt"))
+    assert (load_probe(str(tmp_path / "probe.pt")).predict(x) == predicted).all()
+
+
+def test_a_regression_keeps_its_best_epoch_of_the_lowest_error() -> None:
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(60, 40)).astype(np.float32)
+    y = x[:, 0] + 3 * rng.normal(size=60)
+    settings = ProbeSettings(batch_size=8, lr=0.05, epochs=30, patience=30, normalize=False, metric="mae")
+    fit = fit_probe(x, y, np.arange(40), np.arange(40, 60), classes=(), settings=settings)
+    assert fit.validation == min(epoch.validation for epoch in fit.history) < fit.history[-1].validation

@@ -16,8 +16,8 @@ from datas3_ray.benchmark import leaderboard
 from datas3_ray.errors import Datas3Error, UsageError
 from datas3_ray.lake.schemas import RESULTS
 from datas3_ray.training.config import SweepConfig
+from datas3_ray.training.contract import Outcome, Point
 from datas3_ray.training.metrics import accuracy, recode
-from datas3_ray.training.models import Outcome, Point
 from datas3_ray.training.probe import load_probe
 from datas3_ray.training.results import best_points
 from datas3_ray.training.sweep import Deployment, SweepProgress, run_sweep, sweep_is_done
@@ -102,7 +102,10 @@ def test_one_row_a_deployment_selection_seed_and_point(swept: Swept) -> None:
     assert swept.lake.results().num_rows == 12 and swept.lake.kind("results") == "results"
     # Trained once for both deployments: 2 selections x 2 seeds x 2 points.
     assert len({trial["trial"] for trial in swept.trials}) == 8
-    assert [progress.done for progress in swept.progress] == list(range(1, 9))
+    assert sorted({progress.done for progress in swept.progress}) == list(range(9))
+    states = {trial.state for progress in swept.progress for trial in progress.trials}
+    assert states == {"running", "done"}
+    assert {trial.epoch for progress in swept.progress for trial in progress.trials} >= {1, 2, 3, 4}
     assert swept.progress[-1].total == 8 and swept.progress[-1].best == max(t["validation"] for t in swept.trials)
     by_trial: dict[str, set[tuple[float, str]]] = {}
     for trial in swept.trials:
@@ -155,7 +158,9 @@ def test_checkpoints_give_the_scores(swept: Swept) -> None:
 def test_tensorboard_reads_every_trial(swept: Swept) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folders = {Path(trial["checkpoint"]).parents[1]: trial for trial in swept.trials}
+    runs = {Path(trial["checkpoint"]).parents[2] for trial in swept.trials}
+    (run,) = runs
+    folders = {next(run.glob(f"{trial['trial'][-4:]}-*")): trial for trial in swept.trials}
     assert len(folders) == 8
     for folder, trial in folders.items():
         assert list(folder.glob("events.out.tfevents.*"))
@@ -199,12 +204,133 @@ def test_the_leaderboard_of_a_sweep(swept: Swept) -> None:
     assert set(board.rows[1].cells) == {"north"}
 
 
-def test_a_failed_trial_is_named_and_nothing_is_written(lake: Lake, tmp_path: Path) -> None:
+def test_a_failed_trial_is_recorded_and_the_others_go_on(tmp_path: Path, ray_session: None) -> None:
     lake = small_lake(tmp_path / "failing")
-    config = SweepConfig(grid={"batch_size": 8, "lr": (0.01, 3e37)}, epochs=2, max_concurrent=1)
-    with pytest.raises(Datas3Error, match=r"trial everything batch_size=8 lr=3e\+37 seed=0 failed.*a smaller lr may"):
+    config = SweepConfig(grid={"batch_size": 8, "lr": (3e37, 0.01)}, epochs=2, max_concurrent=1, retries=1)
+    south = {"south": DEPLOYMENTS["south"]}
+    told: list[SweepProgress] = []
+    rows = run_sweep(lake, config, name="bad", deployments=south, storage=str(tmp_path / "r"), progress=told.append)
+    failed, done = rows.to_pylist()
+    assert (failed["status"], failed["test"], failed["validation"], failed["best"]) == ("failed", None, None, False)
+    assert "a smaller lr may" in failed["error"]
+    assert (done["status"], done["error"], done["best"]) == ("done", None, True)
+    assert told[-1].failed == 1 and told[-1].done == 2 and "1 failed" in str(told[-1])
+    assert leaderboard(rows).rows[0].cells["south"].score == done["test"]
+    assert sweep_is_done(lake, config, name="bad", deployments=south)
+
+
+def test_where_every_trial_fails_nothing_is_written(tmp_path: Path, ray_session: None) -> None:
+    lake = small_lake(tmp_path / "failing")
+    config = SweepConfig(grid={"batch_size": 8, "lr": (3e37, 2e37)}, epochs=2, max_concurrent=1, retries=0)
+    with pytest.raises(Datas3Error, match=r"trial everything batch_size=8 lr=3e\+37 seed=0 failed, as all 2 did"):
         run_sweep(lake, config, name="bad", deployments={"south": DEPLOYMENTS["south"]}, storage=str(tmp_path / "r"))
     assert not lake.exists("results")
+
+
+def test_a_sweep_that_was_killed_goes_on_with_the_trials_that_are_left(tmp_path: Path, ray_session: None) -> None:
+    """The driver is killed for real when some trials have finished; the next run trains only the others."""
+    import os
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    lake = small_lake(tmp_path)
+    config = SweepConfig(grid={"batch_size": 4, "lr": (0.01, 0.02, 0.03, 0.04)}, epochs=60, patience=60, seed=(0, 1))
+    script = (
+        "import sys\n"
+        "from datas3_ray import Lake\n"
+        "from datas3_ray.training.config import SweepConfig\n"
+        "from datas3_ray.training.sweep import Deployment, run_sweep\n"
+        "config = SweepConfig.model_validate_json(sys.argv[3])\n"
+        "south = Deployment('south', 'south', None, {'all data': 'everything'})\n"
+        "run_sweep(Lake(sys.argv[1]), config, name='long', deployments={'south': south}, storage=sys.argv[2])\n"
+    )
+    storage = tmp_path / "runs"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, lake.uri, str(storage), config.model_dump_json()],
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    until = time.monotonic() + 120
+    while len(list(storage.glob("long-*/trials/*/record.json"))) < 2 and process.poll() is None:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = {file: file.stat().st_mtime_ns for file in storage.glob("long-*/trials/*/record.json")}
+    assert 2 <= len(finished) < 8
+    assert not Lake(lake.uri).exists("results")
+    south = {"south": Deployment("south", "south", None, {"all data": "everything"})}
+    rows = run_sweep(Lake(lake.uri), config, name="long", deployments=south, storage=str(storage))
+    assert sorted(rows.column("trial").to_pylist()) == sorted(set(rows.column("trial").to_pylist()))
+    assert rows.num_rows == 8 and set(rows.column("status").to_pylist()) == {"done"}
+    assert all(file.stat().st_mtime_ns == at for file, at in finished.items())
+    whole = run_sweep(Lake(lake.uri), config, name="long", deployments=south, storage=str(tmp_path / "other"))
+    assert whole.equals(rows)
+
+
+def test_random_search_trains_some_points_and_halving_stops_the_worse(tmp_path: Path, ray_session: None) -> None:
+    lake = small_lake(tmp_path)
+    south = {"south": DEPLOYMENTS["south"]}
+    grid = {"batch_size": (8, 16), "lr": (1e-6, 1e-5, 0.02, 0.03)}
+    some = SweepConfig(grid=grid, search="random", trials=3, epochs=2)
+    assert len(some.points()) == 3
+    assert some.points() == SweepConfig(grid=grid, search="random", trials=3, epochs=2).points()
+    rows = run_sweep(lake, some, name="some", deployments=south, storage=str(tmp_path / "r"))
+    assert rows.num_rows == 3
+    halving = SweepConfig(grid=grid, search="asha", epochs=9, max_concurrent=2, normalize=False)
+    rows = run_sweep(lake, halving, name="halving", deployments=south, storage=str(tmp_path / "r"))
+    states = Counter(rows.column("status").to_pylist())
+    assert states["done"] >= 1 and states["stopped"] >= 1 and states.total() == 8
+    for row in rows.to_pylist():
+        assert (row["test"] is None) == (row["status"] == "stopped")
+        assert row["validation"] is not None
+    (best,) = [row for row in rows.to_pylist() if row["best"]]
+    assert best["status"] == "done"
+
+
+@pytest.mark.parametrize("chosen_on", ["query", "test"])
+def test_winners_may_be_chosen_on_the_query_or_as_published_on_the_test(swept: Swept, chosen_on: str) -> None:
+    changed = {"validation_on": "query"} if chosen_on == "query" else {"report_best": "test"}
+    config = CONFIG.model_copy(update=changed)
+    # The labels of the query in the south are those of the pool, its test's are shifted: the two disagree.
+    south = {"south": DEPLOYMENTS["south"]}
+    rows = run_sweep(swept.lake, config, name=chosen_on, deployments=south, storage=swept.storage)
+    assert set(rows.column("chosen_on").to_pylist()) == {chosen_on}
+    worth: dict[str, list[float]] = {}
+    for row in rows.to_pylist():
+        lineage = json.loads(row["lineage"])
+        score = lineage["query_score"] if chosen_on == "query" else row["test"]
+        worth.setdefault(row["hyperparameters"], []).append(score)
+    winner = max(worth, key=lambda grid: np.mean(worth[grid]))
+    assert {row["hyperparameters"] for row in rows.to_pylist() if row["best"]} == {winner}
+
+
+def test_intervals_hold_the_score(swept: Swept) -> None:
+    for row in swept.trials:
+        assert row["test_low"] <= row["test"] <= row["test_high"]
+        assert row["test_high"] - row["test_low"] < 0.4
+        assert (row["task"], row["start"], row["status"], row["chosen_on"]) == (
+            "classification",
+            "scratch",
+            "done",
+            "validation",
+        )
+
+
+def test_results_of_an_earlier_version_get_the_new_columns(swept: Swept, lake: Lake) -> None:
+    old = swept.rows.drop_columns(["task", "start", "status", "error", "test_low", "test_high", "chosen_on"])
+    lake.write("results", old, kind="results", mode="append")
+    assert lake.results().schema.names == RESULTS.names
+    lake.append_results(swept.rows)
+    results = lake.results()
+    assert results.num_rows == 24
+    assert results.column("status").to_pylist() == [None] * 12 + ["done"] * 12
+    assert [row.method for row in leaderboard(results).rows] == ["all data", "near"]
 
 
 def trial(

@@ -76,5 +76,8 @@ def test_files_that_cannot_be_read(tmp_path: Path, text: str | None, sentence: s
 
 
 def test_an_unknown_model() -> None:
-    with pytest.raises(UsageError, match="no model 'resnet'; there are: vit_linear_probe"):
+    with pytest.raises(
+        UsageError,
+        match="no model 'resnet'; there are: clip, .* Did you mean 'resnet50'",
+    ):
         model("resnet")

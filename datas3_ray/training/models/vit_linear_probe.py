@@ -7,32 +7,33 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from datas3_ray.training.metrics import macro_accuracy, metric, per_class_recall, recode
-from datas3_ray.training.models import (
+from datas3_ray.training.contract import (
     HyperParameter,
+    Options,
     Outcome,
     Point,
     Prepared,
     Report,
-    TestScore,
     TestSet,
     TrainingSet,
 )
+from datas3_ray.training.metrics import recode
+from datas3_ray.training.scoring import score_classes, score_numbers
 
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake, Selection, Table
     from datas3_ray.training.config import SweepConfig
     from datas3_ray.training.data import LabelledVectors
-    from datas3_ray.training.probe import Epoch, Probe
+    from datas3_ray.training.probe import Epoch
 
 
 class VitLinearProbe:
-    """Multinomial logistic regression on an encoder's vectors; keeps to :class:`datas3_ray.training.models.Model`."""
+    """Logistic or linear regression on an encoder's vectors; keeps to :class:`datas3_ray.training.contract.Model`."""
 
     name = "vit_linear_probe"
     checkpoint = "probe.pt"
+    tasks = ("classification", "regression")
+    options = Options
     hyperparameters: Mapping[str, HyperParameter] = {
         "batch_size": HyperParameter(int, 1),
         "lr": HyperParameter(float, 0, minimum_allowed=False),
@@ -60,13 +61,13 @@ class VitLinearProbe:
                 data.check_same_vectors(column, pool.table, test)
         test_sets: dict[str, TestSet] = {}
         for name, test in tests.items():
-            vectors = data.read_labelled(test, column, config.label)
+            vectors = data.read_labelled(test, column, config.label, numbers=config.task == "regression")
             _check_test(name, vectors, selections.values())
             test_sets[name] = _test_set(vectors, test.version)
         training: dict[tuple[str, int], TrainingSet] = {}
         for pool in pools.values():
             training.update(_training_sets(pool, column, config))
-        return Prepared(column, training, test_sets)
+        return Prepared(column, "scratch", training, test_sets)
 
     def train(
         self, point: Point, config: SweepConfig, training: Any, tests: Mapping[str, Any], report: Report, folder: str
@@ -103,9 +104,10 @@ class VitLinearProbe:
                 }
             )
 
+        regression = config.task == "regression"
         fit = fit_probe(
             x,
-            recode(codes, names, split.classes),
+            codes if regression else recode(codes, names, split.classes),
             split.train,
             split.validation,
             classes=split.classes,
@@ -113,22 +115,16 @@ class VitLinearProbe:
             on_epoch=on_epoch,
         )
         save_probe(fit.probe, f"{folder}/{self.checkpoint}")
-        scores = {name: _score(fit.probe, ray.get(ref), config.metric) for name, ref in tests.items()}
+        scores = {}
+        for name, ref in tests.items():
+            test_x, test_codes, test_names = ray.get(ref)
+            predicted = fit.probe.predict(test_x)
+            if regression:
+                scores[name] = score_numbers(predicted, test_codes, config.metric)
+            else:
+                scores[name] = score_classes(predicted, test_codes, test_names, fit.probe.classes, config.metric)
         loss = fit.history[fit.epoch - 1].validation_loss
         return Outcome(fit.epoch, len(fit.history), fit.validation, loss, time.perf_counter() - started, scores)
-
-
-def _score(probe: Probe, test: tuple[np.ndarray, np.ndarray, tuple[str, ...]], metric_name: str) -> TestScore:
-    x, codes, names = test
-    truth = recode(codes, names, probe.classes)
-    predicted = probe.predict(x)
-    present, recall = per_class_recall(predicted, truth)
-    known = dict(zip(recode(np.arange(len(names)), names, probe.classes).tolist(), names, strict=True))
-    return TestScore(
-        score=metric(metric_name)(predicted, truth),
-        macro_accuracy=macro_accuracy(predicted, truth),
-        recall={known[code]: value for code, value in zip(present.tolist(), recall.tolist(), strict=True)},
-    )
 
 
 @dataclass(frozen=True)
@@ -147,7 +143,7 @@ def _training_sets(pool: _Pool, column: str, config: SweepConfig) -> dict[tuple[
     from datas3_ray.training.data import read_labelled, split_selection
 
     wanted = pa.concat_arrays([selection.ids() for selection in pool.members]).unique()
-    vectors = read_labelled(pool.table, column, config.label, keep=wanted)
+    vectors = read_labelled(pool.table, column, config.label, keep=wanted, numbers=config.task == "regression")
     stored = ray.put((vectors.x, vectors.y, vectors.classes))
     sets = {}
     for selection in pool.members:

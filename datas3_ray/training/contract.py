@@ -1,7 +1,7 @@
-"""The models a sweep can train, by name, and what one must offer.
+"""What a model that a sweep trains must offer.
 
-A model is one class in one file that keeps to :class:`Model`, and a line in :data:`MODELS`. It says which
-hyper-parameters it has, reads what it needs from the lake on the driver, and trains one trial in a worker.
+A model is one class in one file of :mod:`datas3_ray.training.models` that keeps to :class:`Model`. It says which tasks,
+hyper-parameters and options it has, reads what it needs from the lake on the driver, and trains one trial in a worker.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from datas3_ray.errors import UsageError, did_you_mean
+from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake, Selection, Table
@@ -96,6 +96,8 @@ class Prepared:
 
     vector: str
     """The vector column trained on; empty for models that read images."""
+    start: str
+    """Where the weights come from: ``scratch``, or the file or hub name."""
     training: Mapping[tuple[str, int], TrainingSet]
     """By selection and seed."""
     tests: Mapping[str, TestSet]
@@ -104,13 +106,18 @@ class Prepared:
 
 @dataclass(frozen=True)
 class TestScore:
-    """A trained model on one test table. Classes that the subset lacks are errors in all three."""
+    """A trained model on one test table, by the sweep's metric. Classes that the subset lacks are errors in all."""
 
     __test__ = False
 
     score: float
-    macro_accuracy: float
-    recall: dict[str, float]
+    interval: tuple[float, float] | None = None
+    """95% of the scores of resampled test tables lie between these."""
+    macro_accuracy: float | None = None
+    recall: dict[str, float] = field(default_factory=dict)
+    """Of each class, where the task has classes."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """The task's other metrics."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +136,22 @@ class Outcome:
 Report = Callable[[dict[str, Any]], None]
 
 
+class Options(BaseModel):
+    """A model's own settings, as ``options:`` of a sweep's file gives them; a model without any uses this class."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
 class Model(Protocol):
     """What a sweep asks of a model."""
 
     name: str
     checkpoint: str
     """Name of the file that ``train`` leaves in its folder."""
+    tasks: tuple[str, ...]
+    """Of ``classification``, ``regression``, ``detection`` and ``image_text``; the first is the default."""
     hyperparameters: Mapping[str, HyperParameter]
+    options: type[Options]
 
     def prepare(
         self, lake: Lake, config: SweepConfig, selections: Mapping[str, Selection], tests: Mapping[str, Table]
@@ -154,23 +170,3 @@ class Model(Protocol):
     ) -> Outcome:
         """In a worker: train one point, ``report`` each epoch's figures, leave the checkpoint in ``folder``."""
         ...
-
-
-def models() -> dict[str, Model]:
-    """Every model by name."""
-    from datas3_ray.training.vit_linear_probe import VitLinearProbe
-
-    every: tuple[Model, ...] = (VitLinearProbe(),)
-    return {each.name: each for each in every}
-
-
-def model(name: str) -> Model:
-    """The model ``name``; a UsageError says which there are when it is not one.
-
-    >>> model("vit_linear_probe").checkpoint
-    'probe.pt'
-    """
-    known = models()
-    if name not in known:
-        raise UsageError(f"no model '{name}'; there are: {', '.join(known)}.{did_you_mean(name, known)}")
-    return known[name]

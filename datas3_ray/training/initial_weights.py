@@ -1,0 +1,88 @@
+"""The weights that training starts from: read once on the driver, and checked against the model before any trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING
+
+from datas3_ray.encoders.weights import find_weights, load_weights
+from datas3_ray.errors import Datas3Error, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+Tensors = Mapping[str, "torch.Tensor"]
+
+
+def read_weights(weights: str, what: str, from_hub: Callable[[str], Tensors]) -> Tensors:
+    """The tensors of a local ``.pt``, ``.pth`` or ``.safetensors`` file; any other name is ``from_hub``'s to resolve.
+
+    Raises
+    ------
+    UsageError
+        When the file is missing or holds no weights. No pickled code is run.
+    """
+    source = find_weights(weights, what)
+    if source.kind == "hub":
+        return from_hub(weights)
+    if source.path is None:
+        raise UsageError(f"{what}: weights {weights!r}; leave `weights:` empty to start from scratch.")
+    try:
+        return load_weights(source.path, what)
+    except UsageError:
+        raise
+    except Datas3Error as error:
+        raise UsageError(str(error)) from error
+
+
+def fit_weights(given: Tensors, wanted: Tensors, heads: Collection[str], what: str) -> dict[str, torch.Tensor]:
+    """The tensors that a model takes over: all of its own but those of its classifier, which is trained anew.
+
+    Parameters
+    ----------
+    given : mapping of str to tensor
+        The weights.
+    wanted : mapping of str to tensor
+        The model's state; only names and shapes are looked at.
+    heads : collection of str
+        Names of the modules that classify. Theirs are taken over where their shapes agree.
+    what : str
+        Begins the sentence of an error.
+
+    Raises
+    ------
+    UsageError
+        When the weights are of another architecture.
+
+    Examples
+    --------
+    >>> import torch
+    >>> body, head = torch.zeros(2), torch.zeros(3)
+    >>> list(fit_weights({"body": body, "fc.bias": head}, {"body": body, "fc.bias": torch.zeros(4)}, ["fc"], "m"))
+    ['body']
+    """
+
+    def of_head(name: str) -> bool:
+        return name.rpartition(".")[0] in heads
+
+    missing = [name for name in wanted if name not in given and not of_head(name)]
+    surplus = [name for name in given if name not in wanted and not of_head(name)]
+    if missing or surplus:
+        parts = [f"lack {missing[0]!r}" + _more(missing)] if missing else []
+        parts += [f"have {surplus[0]!r}" + _more(surplus) + " beyond it"] if surplus else []
+        raise UsageError(f"{what}: the weights are of another architecture: they {' and '.join(parts)}.")
+    fitting = {}
+    for name, tensor in wanted.items():
+        if name in given and given[name].shape == tensor.shape:
+            fitting[name] = given[name]
+        elif not of_head(name):
+            theirs, ours = tuple(given[name].shape), tuple(tensor.shape)
+            raise UsageError(
+                f"{what}: the weights are of another architecture: {name!r} has the shape {theirs} there and {ours} "
+                "in the model."
+            )
+    return fitting
+
+
+def _more(names: Collection[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
