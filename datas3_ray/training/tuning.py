@@ -13,7 +13,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ from ray import tune
 
 from datas3_ray.errors import Datas3Error
 from datas3_ray.training.contract import Outcome, Point
+from datas3_ray.training.gang import standing
+from datas3_ray.training.gang import use as use_workers
 from datas3_ray.training.keeper import Work, keeping
 from datas3_ray.training.metrics import metric as find_metric
 from datas3_ray.training.models import model as find_model
@@ -109,14 +111,37 @@ def _tune(
     name: str, points: Sequence[Point], config: SweepConfig, work: Work, storage: str, root: str, watch: _Watch
 ) -> dict[int, Any]:
     """Tune's result of each point, by the point's index."""
+    at_once = _at_once(config)
+    with keeping(work, name), _quiet_tune(), _workers(config, min(at_once or 1, len(points))) as posts:
+        grid = _tuner(name, points, config, storage, root, watch, posts, at_once).fit()
+    return {
+        result.config["point"]["index"]: result for result in map(grid.__getitem__, range(len(grid))) if result.config
+    }
+
+
+def _workers(config: SweepConfig, runs: int) -> AbstractContextManager[list[Any]]:
+    """Runs of workers for the trials that are trained at once, where a trial has several."""
+    return standing(config, runs) if config.workers > 1 else nullcontext([])
+
+
+def _tuner(
+    name: str,
+    points: Sequence[Point],
+    config: SweepConfig,
+    storage: str,
+    root: str,
+    watch: _Watch,
+    posts: list[Any],
+    at_once: int | None,
+) -> tune.Tuner:
     settings = config.model_dump(mode="json")
-    trainable: Any = tune.with_parameters(_run_trial, settings=settings, keeper_name=name, root=root)
-    tuner = tune.Tuner(
+    trainable: Any = tune.with_parameters(_run_trial, settings=settings, keeper_name=name, root=root, posts=posts)
+    return tune.Tuner(
         tune.with_resources(trainable, _resources(config)),
         param_space={"point": tune.grid_search([_plain(point) for point in points])},
         tune_config=tune.TuneConfig(
-            reuse_actors=config.workers == 1,
-            max_concurrent_trials=_at_once(config),
+            reuse_actors=True,
+            max_concurrent_trials=at_once,
             scheduler=_scheduler(config),
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
@@ -129,16 +154,15 @@ def _tune(
             callbacks=[watch],
         ),
     )
-    with keeping(work, name), _quiet_tune():
-        grid = tuner.fit()
-    return {
-        result.config["point"]["index"]: result for result in map(grid.__getitem__, range(len(grid))) if result.config
-    }
 
 
-def _run_trial(config: dict[str, Any], *, settings: dict[str, Any], keeper_name: str, root: str) -> None:
+def _run_trial(
+    config: dict[str, Any], *, settings: dict[str, Any], keeper_name: str, root: str, posts: list[Any]
+) -> None:
     """One trial, in a Tune actor."""
     from datas3_ray.training.config import SweepConfig
+
+    use_workers(posts)
 
     sweep = SweepConfig.model_validate(settings)
     point = Point(**config["point"])

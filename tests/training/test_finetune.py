@@ -120,15 +120,20 @@ def test_a_sweep_with_two_workers_of_which_one_gets_no_row_of_the_last_batch(lak
     found = []
     for workers in (1, 2):
         settings: dict[str, Any] = {"model": "vit_lora", "options": SMALL, "epochs": 1, "workers": workers}
-        config = SweepConfig(**settings, grid={"batch_size": size, "lr": 0.003}, validation=share)
+        # The second trial makes do with the first one's workers; the mistake of the third ends them.
+        grid = {"batch_size": size, "lr": (0.003, 0.001, 1e30, 0.002)}
+        config = SweepConfig(**settings, grid=grid, validation=share, retries=0)
         deployments = {"here": Deployment("here", "test", None, {"all": "all"})}
         storage, results = str(tmp_path / str(workers)), f"results-of-{workers}"
         table = run_sweep(lake, config, name="one", deployments=deployments, storage=storage, results=results)
-        found += table.to_pylist()
+        found.append({json.loads(row["hyperparameters"])["lr"]: row for row in table.to_pylist()})
     alone, together = found
-    assert alone["status"] == together["status"] == "done", together["error"]
-    assert together["validation"] == pytest.approx(alone["validation"], abs=1e-2)
-    assert together["test"] == pytest.approx(alone["test"], abs=1e-2)
+    for lr in (0.003, 0.001, 0.002):
+        assert alone[lr]["status"] == together[lr]["status"] == "done", together[lr]["error"]
+        assert together[lr]["validation"] == pytest.approx(alone[lr]["validation"], abs=1e-2)
+        assert together[lr]["test"] == pytest.approx(alone[lr]["test"], abs=1e-2)
+    assert alone[1e30]["status"] == together[1e30]["status"] == "failed"
+    assert "lower the learning rate" in together[1e30]["error"]
 
 
 def test_a_workers_mistake_is_the_trials(lake: Lake, tmp_path: Path) -> None:
