@@ -148,7 +148,6 @@ def _make(
         kind="assignments",
         fragment_ids=view.fragment_ids,
         lineage=lambda tallies: lineage,
-        make=_as_it_is,
     )
     table = pa.table(
         {
@@ -229,7 +228,3 @@ def _locate(fragment: Fragment, part: pa.Table, cells: Cells) -> pa.Table:
 
 def _count(part: pa.Table, cells: int) -> np.ndarray:
     return np.bincount(part.column("cell").to_numpy(), minlength=cells)
-
-
-def _as_it_is(part: Any) -> Any:
-    return part

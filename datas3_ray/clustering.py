@@ -25,7 +25,7 @@ from datas3_ray.lake.aligned import aligned_refs, part_positions, write_aligned
 from datas3_ray.lake.cut import apply_cut, find_cut
 from datas3_ray.lake.schemas import fingerprint, matrix, vector_field
 from datas3_ray.lake.view import Counts, Fragment, Mapped, View
-from datas3_ray.runtime import device, gather, idle_cpus, matrix_task
+from datas3_ray.runtime import device, gather, idle_cpus, matrix_task, unpacked
 
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake
@@ -157,7 +157,6 @@ def _assign_and_write(lake: Lake, view: View, name: str, lineage: dict[str, Any]
         kind="assignments",
         fragment_ids=view.fragment_ids,
         lineage=lambda tallies: lineage,
-        make=_as_it_is,
     )
     table = pa.table(
         {
@@ -203,8 +202,7 @@ def sample_vectors(view: View, config: KMeansConfig) -> np.ndarray:
     # is needed.
     guess = min(1.0, 1.1 * (most + SPARE_ROWS) / max(1, view.table.count_rows()))
     looked = view.map(_hash_part, config.seed, guess)
-    split = ray.remote(_split).options(num_returns=2)
-    pairs: list[Any] = [split.remote(part) for part in looked.parts]
+    pairs = unpacked(looked.parts, 2)
     keyed = [pair[0] for pair in pairs]
     eligible = looked.counts().eligible
     _require_rows(view, eligible)
@@ -248,10 +246,6 @@ def _hash_part(fragment: Fragment, seed: int, guess: float) -> tuple[pa.Table, S
         found.append((batch_ids, normalize(vectors[drawn < guess])[0], drawn < guess))
     table = pa.table({"id": pa.chunked_array(ids), "score": -np.concatenate(hashes)})
     return table, _joined(found)
-
-
-def _split(pair: tuple[Any, Any]) -> tuple[Any, Any]:
-    return pair
 
 
 def _chosen(part: pa.Table, found: Sampled, cut: Any, guess: float) -> Sampled | None:
@@ -317,7 +311,3 @@ def _sums(part: pa.Table, k: int) -> tuple[np.ndarray, np.ndarray]:
     clusters = part.column("cluster").to_numpy()
     distance = 1.0 - part.column("similarity").to_numpy().astype(np.float64)
     return np.bincount(clusters, minlength=k), np.bincount(clusters, weights=distance, minlength=k)
-
-
-def _as_it_is(part: Any) -> Any:
-    return part

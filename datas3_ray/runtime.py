@@ -122,6 +122,18 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def unpacked(refs: Iterable[Any], count: int) -> list[Any]:
+    """For each reference to a tuple of ``count`` values a list of references to the values, fetched by nobody."""
+    import ray
+
+    task = ray.remote(_itself).options(num_returns=count, num_cpus=1)
+    return [task.remote(ref) for ref in refs]
+
+
+def _itself(values: Any) -> Any:
+    return values
+
+
 def gather(refs: Iterable[Any]) -> list[Any]:
     """All results in order; a task's own exception is raised as itself, not as a RayTaskError."""
     import ray

@@ -10,24 +10,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from command import datas3
 
 from datas3_ray import Lake, cli
 from datas3_ray.selectors import Everything, Random
-
-
-def datas3(*words: str, capsys) -> tuple[int, str, str]:
-    """Run the command in this process; returns status, what it printed, and what it complained."""
-    before = sys.argv
-    sys.argv = ["datas3", *words]
-    try:
-        cli.main()
-        status = 0
-    except SystemExit as stop:
-        status = int(stop.code or 0)
-    finally:
-        sys.argv = before
-    printed = capsys.readouterr()
-    return status, printed.out, printed.err
 
 
 @pytest.fixture

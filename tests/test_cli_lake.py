@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command import datas3
 from PIL import Image
 
 from datas3_ray import Lake, cli
@@ -18,21 +18,6 @@ from datas3_ray.steps import Context
 from datas3_ray.steps_lake import OptimizeStep, make_embed, make_index
 
 TINY = "{timm: test_resnet, weights: random, image_size: 32, precision: float32}"
-
-
-def datas3(*words: str, capsys) -> tuple[int, str, str]:
-    """Run the command in this process; returns status, what it printed, and what it complained."""
-    before = sys.argv
-    sys.argv = ["datas3", *words]
-    try:
-        cli.main()
-        status = 0
-    except SystemExit as stop:
-        status = int(stop.code or 0)
-    finally:
-        sys.argv = before
-    printed = capsys.readouterr()
-    return status, printed.out, printed.err
 
 
 @pytest.fixture

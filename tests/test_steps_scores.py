@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import typer
+from command import datas3
 
 from datas3_ray import Lake, cli, cli_scores
 from datas3_ray.errors import UsageError
@@ -147,21 +147,6 @@ def test_what_a_step_cannot_mean(lake: Lake) -> None:
     refused(r"step 's': unknown key 'score'; it takes: scores, .* Did you mean 'scores'\?", table="pool", score=["aum"])
     refused(r"step 's': .*no score 'entropie'.* Did you mean 'entropy'\?", table="pool", scores=["entropie"])
     refused("step 's' reads 'pool', which is neither", table="pool", scores=["aum"])
-
-
-def datas3(*words: str, capsys) -> tuple[int, str, str]:
-    """Run the command in this process; returns status, what it printed, and what it complained."""
-    before = sys.argv
-    sys.argv = ["datas3", *words]
-    try:
-        cli.main()
-        status = 0
-    except SystemExit as stop:
-        status = int(stop.code or 0)
-    finally:
-        sys.argv = before
-    printed = capsys.readouterr()
-    return status, printed.out, printed.err
 
 
 def test_the_command(lake: Lake, make_pool, capsys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

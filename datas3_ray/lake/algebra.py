@@ -123,7 +123,6 @@ def combine(
         kind="selection",
         fragment_ids=view.fragment_ids,
         lineage=lineage,
-        make=_as_it_is,
     )
     return lake.selection(name)
 
@@ -221,7 +220,3 @@ def _look_up(fragment: Fragment, source: Within, ids: pa.Array) -> _Rows:
         keep[there] = rows.column("keep").to_numpy()[place[there]]
         score[there] = rows.column("score").cast(pa.float64()).to_numpy()[place[there]]
     return _Rows(there, keep, score)
-
-
-def _as_it_is(part: pa.Table) -> pa.Table:
-    return part

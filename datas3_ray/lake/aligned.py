@@ -30,10 +30,10 @@ def write_aligned(
     kind: str,
     fragment_ids: list[int],
     lineage: Callable[[list[dict[str, int]]], dict[str, Any]],
-    make: Callable[..., pa.Table],
+    make: Callable[..., pa.Table] | None = None,
     args: tuple[Any, ...] = (),
 ) -> Table:
-    """Write ``make(part, *args)`` for every part as the table ``name``, in one commit.
+    """Write every part, or ``make(part, *args)`` of it, as the table ``name``, in one commit.
 
     ``lineage`` gets the tallies of all parts (``rows``, and ``kept`` where there is a ``keep`` column) and gives what
     the table's metadata will say. The table appears whole, or not at all.
@@ -75,11 +75,11 @@ def _read(uri: str, version: int, positions: list[int], options: StorageOptions 
 
 
 def _write(
-    make: Callable[..., pa.Table], uri: str, options: StorageOptions | None, part: Any, *args: Any
+    make: Callable[..., pa.Table] | None, uri: str, options: StorageOptions | None, part: Any, *args: Any
 ) -> tuple[tuple[pa.Schema, list[str]], dict[str, int]]:
     import pyarrow.compute as pc
 
-    rows = make(part, *args)
+    rows = make(part, *args) if make is not None else part
     rows = rows.set_column(0, ID, rows.column("id").cast(pa.string()))
     tally = {"rows": rows.num_rows}
     if "keep" in rows.schema.names:

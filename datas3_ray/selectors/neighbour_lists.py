@@ -18,7 +18,7 @@ from datas3_ray.kernels.neighbours import LOWEST, Collector, Lists, merge_lists,
 from datas3_ray.kernels.similarity import normalize
 from datas3_ray.lake.schemas import matrix
 from datas3_ray.lake.view import Fragment, Mapped, View
-from datas3_ray.runtime import device, gather, matrix_task
+from datas3_ray.runtime import device, gather, matrix_task, unpacked
 from datas3_ray.selectors.grouping import lexicographic
 
 if TYPE_CHECKING:
@@ -93,7 +93,6 @@ class NeighbourSearch:
 
         Rows that are marked in ``taken`` (a byte for each number) are left out.
         """
-        import ray
 
         if not len(self.view.fragment_ids):
             return no_lists(len(which))
@@ -102,8 +101,7 @@ class NeighbourSearch:
         mapped = self.view.zip(
             _search, shares, self._ref, which, floor[which], limit, self.rows is None, resources=matrix_task()
         )
-        split = ray.remote(_split).options(num_returns=2)
-        pairs: list[Any] = [split.remote(part) for part in mapped.parts]
+        pairs = unpacked(mapped.parts, 2)
         if self.rows is None:
             self.rows = Mapped([pair[1] for pair in pairs], mapped._counts)
         return self._merge([pair[0] for pair in pairs], limit)
@@ -172,10 +170,6 @@ def _search(
             vectors, numbers, words = vectors[free], numbers[free], words[free]
         collector.add(vectors, first + numbers, words)
     return collector.finish(), pa.table({"id": pa.chunked_array(ids, pa.string())})
-
-
-def _split(pair: tuple[Lists, pa.Table]) -> tuple[Lists, pa.Table]:
-    return pair
 
 
 def _merge(limit: int, *lists: Lists) -> Lists:

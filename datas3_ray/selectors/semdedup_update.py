@@ -18,7 +18,7 @@ from datas3_ray.kernels.similarity import normalize
 from datas3_ray.lake import Lake, Selection, Table
 from datas3_ray.lake.aligned import aligned_refs
 from datas3_ray.lake.view import Fragment, Mapped
-from datas3_ray.runtime import device, gather, matrix_task
+from datas3_ray.runtime import device, gather, matrix_task, unpacked
 from datas3_ray.selectors.base import Inputs, Outcome
 from datas3_ray.selectors.grouping import Group, Order, answer, load_group, with_key
 from datas3_ray.selectors.semdedup import SemDeDup, finish
@@ -89,12 +89,12 @@ class Update(SemDeDup):
         view, eps = inputs.view, self.cut_eps()
         earlier = [old.get(fragment) for fragment in view.fragment_ids]
         centroids = ray.put(centroids_of(inputs.lake, str(self.centroids)))
-        pairs = _split(view.zip(_keyed, earlier, centroids, self.order()).parts, 2)
+        pairs = unpacked(view.zip(_keyed, earlier, centroids, self.order()).parts, 2)
         parts = [part for part, _ in pairs]
         fresh = [rows for (_, rows), part in zip(pairs, earlier, strict=True) if part is None]
         new = ray.remote(_new_rows).remote(centroids, *fresh)
         compared = view.zip(_against, parts, new, resources=matrix_task())
-        found = _split(compared.parts, 3)
+        found = unpacked(compared.parts, 3)
         if not all(gather(same for _, _, same in found)):
             return None
         raised = [rows for rows, _, _ in found]
@@ -126,17 +126,6 @@ def _same(before: Any, now: Any) -> bool:
     """A column that was added since is another file; nothing else may differ."""
     files = {file.path for file in before.files} <= {file.path for file in now.files}
     return files and str(before.deletion_file) == str(now.deletion_file) and before.physical_rows == now.physical_rows
-
-
-def _split(pairs: list[Any], count: int) -> list[Any]:
-    import ray
-
-    task = ray.remote(_itself).options(num_returns=count)
-    return [task.remote(pair) for pair in pairs]
-
-
-def _itself(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    return values
 
 
 def _keyed(

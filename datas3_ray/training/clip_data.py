@@ -19,7 +19,7 @@ from datas3_ray.training import data, image_data
 from datas3_ray.training.clip_architecture import Architecture
 from datas3_ray.training.clip_scoring import ZERO_SHOT
 from datas3_ray.training.contract import TestSet, TrainingSet
-from datas3_ray.training.image_data import ImageSplit, LabelledImages
+from datas3_ray.training.image_data import ImageSplit
 from datas3_ray.training.image_rows import ImageRows, read_image_rows
 
 if TYPE_CHECKING:
@@ -102,13 +102,9 @@ def training_sets(
     import ray
 
     caption = config.own().caption
-    pools: dict[tuple[str, int], tuple[Table, list[Selection]]] = {}
-    for selection in selections.values():
-        pool = data.pool_of(lake, selection, "id", caption)
-        pools.setdefault((pool.name, pool.version), (pool, []))[1].append(selection)
     sets = {}
-    for pool, members in pools.values():
-        wanted = pa.concat_arrays([image_data._eligible(config, selection) for selection in members]).unique()
+    for pool, members in data.by_pool(lake, selections.values(), "id", caption):
+        wanted = pa.concat_arrays([image_data.eligible(config, selection) for selection in members]).unique()
         _require_caption(pool, caption)
         rows, (texts,), somewhere = _read(pool, wanted, (caption,))
         kept = np.flatnonzero(texts.there & somewhere)
@@ -125,8 +121,8 @@ def training_sets(
                     classes=(),
                     train_rows=split.draws if split.draws is not None else len(split.train),
                     validation_rows=len(split.validation),
-                    unlabelled=image_data._count(ids, without),
-                    unusable=image_data._count(ids, unusable),
+                    unlabelled=data.count_in(ids, without),
+                    unusable=data.count_in(ids, unusable),
                     validation_on=on,
                     inputs={pool.name: pool.version},
                 )
@@ -143,8 +139,7 @@ def split_captioned(
     UsageError
         When there are not two rows with different captions to learn from, or weights that are none.
     """
-    labelled = LabelledImages(images.rows, images.text, (), pa.array([], pa.string()), pa.array([], pa.string()))
-    chosen = image_data._positions(labelled, selection.ids())
+    chosen = images.rows.positions(selection.ids())
     if not len(chosen):
         raise UsageError(
             f"selection '{selection.name}' keeps {len(selection)} rows and none of them has both a caption and an "
@@ -153,21 +148,15 @@ def split_captioned(
     share = min(config.validation, MOST_HELD_OUT / len(chosen))
     one_class = np.zeros(len(chosen), dtype=np.int64)
     held_out = data._held_out(images.rows.ids.take(pa.array(chosen)), one_class, share, seed)
-    on = data.HELD_OUT if held_out.any() else data.TRAINING_ROWS
-    train, validation = chosen[~held_out], chosen[held_out] if held_out.any() else chosen
-    draws = None
-    if config.sampling == "rs2":
-        draws = len(train)
-        every = image_data._positions(labelled, image_data._eligible(config, selection))
-        train = every[~np.isin(every, validation)] if held_out.any() else every
+    split, on = image_data.divided(images.rows, selection, config, chosen, held_out)
+    train = split.train
     if len(train) < 2 or len(np.unique(images.text[train])) < 2:
         what = "1 row" if len(train) == 1 else f"{len(train)} rows with one caption"
         raise UsageError(
             f"selection '{selection.name}' leaves {what} to train on ('{texts[int(images.text[train[0]])]}'); a "
             "caption is learnt by telling it from others, which needs two or more."
         )
-    weights = image_data._weights(labelled, selection, config.weight, train) if config.weight else None
-    return ImageSplit(train, validation, (), weights, draws), on
+    return split, on
 
 
 def test_sets(
@@ -198,7 +187,7 @@ def test_sets(
         for selection in selections.values():
             data.check_no_test_rows(selection, name, rows.ids)
             if config.sampling == "rs2":
-                image_data._check_pool(selection, name, rows.ids)
+                image_data.check_pool(selection, name, rows.ids)
         kept = np.flatnonzero(np.any([each.there for each in coded], axis=0) & somewhere)
         texts, classes = (
             found[column].take(kept) if column is not None else _nothing(len(kept)) for column in (caption, label)
@@ -283,9 +272,7 @@ def _read(table: Table, keep: pa.Array | None, columns: Sequence[str]) -> tuple[
     rows, given = read_image_rows(table, keep, tuple(columns))
     by_id = pc.array_sort_indices(rows.ids).to_numpy().astype(np.int64)
     rows = rows.take(by_id)
-    somewhere = np.ones(len(rows), dtype=bool)
-    if rows.stored is None:
-        somewhere = pc.is_valid(rows.places.column("uri")).to_numpy()
+    somewhere = rows.somewhere()
     return rows, [_coded(given.column(column).combine_chunks().take(pa.array(by_id))) for column in columns], somewhere
 
 

@@ -8,7 +8,7 @@ each parameter's gradient once over all workers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,15 +20,16 @@ from datas3_ray.training import clip_scoring as scoring
 from datas3_ray.training.clip_architecture import Architecture, Eye
 from datas3_ray.training.clip_data import Captioned, TestImages
 from datas3_ray.training.contract import Report, TestScore
+from datas3_ray.training.epochs import check_loss, parameter_groups, steps, train_epochs
 from datas3_ray.training.gang import Gang
+from datas3_ray.training.image_data import in_memory
 from datas3_ray.training.loader import Batch, Loader, LoaderSettings, decoding_tasks
-from datas3_ray.training.metrics import metric as find_metric
 from datas3_ray.training.pixels import margin
 from datas3_ray.training.randomness import epoch_seed
 from datas3_ray.training.scoring import score_classes
 
 if TYPE_CHECKING:
-    from datas3_ray.training.clip_engine import Job
+    from datas3_ray.training.job import Job
 
 BETAS, EPSILON = (0.9, 0.98), 1e-6
 """Of AdamW, as image-text transformers are usually trained."""
@@ -113,7 +114,7 @@ class Trainer:
         self.job, self.config, self.gang = job, job.config, gang
         self.options = job.config.own()
         architecture = Architecture(self.options.architecture, self.options.image_size)
-        self.towers = Towers(job.model if job.model is not None else architecture.scratch())
+        self.towers = Towers(job.start if job.start is not None else architecture.scratch())
         self.eye = Eye.of(self.towers.model)
         self.device = gang.device()
         self.towers.to(self.device)
@@ -128,11 +129,7 @@ class Trainer:
     def _open_loaders(self) -> None:
         """The training and validation rows' loaders, over the pool's pixels where they fit in memory together."""
         split = self.job.split
-        self.images, rows, held_out = self.job.images, split.train, split.validation
-        if len(self.images) * self._bytes() > self.config.cache_gb * 2**30:
-            used = np.union1d(rows, held_out)
-            self.images = self.images.take(used)
-            rows, held_out = np.searchsorted(used, rows), np.searchsorted(used, held_out)
+        self.images, rows, held_out = in_memory(self.job.images, split, self._bytes(), self.config.cache_gb * 2**30)
         self.weights = np.zeros(len(self.images), dtype=np.float32)
         self.weights[rows] = 1.0 if split.weights is None else split.weights
         self.loader = self._loader(self.images, rows, self.config.sampling, split.draws)
@@ -152,13 +149,16 @@ class Trainer:
     def _loader(
         self, images: Captioned, only: np.ndarray | None, sampling: str = "shuffle", draws: int | None = None
     ) -> Loader:
+        room = int(self.config.cache_gb * 2**30)
+        if images is not self.images and len(self.images) * self._bytes() <= room:
+            room -= len(self.images) * self._bytes()
         settings = LoaderSettings(
             size=self.eye.size,
             batch_size=int(self.job.point.hyperparameters["batch_size"]),
             seed=self.job.point.seed,
             augment=self.options.augment,
             sampling=sampling,
-            cache_bytes=int(self.config.cache_gb * 2**30),
+            cache_bytes=room,
             draws=draws,
             tasks=decoding_tasks(self.config) if self.device != "cpu" else 0,
         )
@@ -168,28 +168,15 @@ class Trainer:
 
     def run(self, report: Report) -> tuple[Epoch, int]:
         """Train until the budget or the patience is used up; leaves the network as it was after its best epoch."""
-        best: Epoch | None = None
-        kept: dict[str, torch.Tensor] = {}
-        number = 0
-        for number, limit in self._budget():
-            epoch = self._epoch(number, limit)
-            if best is None or self._rank(epoch) > self._rank(best):
-                best = epoch
-                kept = {name: value.detach().clone() for name, value in self.towers.state_dict().items()}
+
+        def tell(epoch: Epoch) -> None:
             report(self._figures(epoch))
-            if self.config.samples is None and number - best.number >= self.config.patience:
-                break
-        assert best is not None
-        self.towers.load_state_dict(kept)
-        return best, number
+
+        return train_epochs(self.config, len(self.loader), self._epoch, self.worth, self.towers, tell)
 
     def worth(self, epoch: Epoch) -> float:
         """What epochs are chosen by. Held-out rows need no classes, so image-to-text recall stands for zero-shot."""
         return epoch.recall.get(self.config.metric, epoch.recall[scoring.IMAGE_TO_TEXT])
-
-    def _rank(self, epoch: Epoch) -> tuple[float, float]:
-        sign = 1 if find_metric(self.config.metric).higher_is_better else -1
-        return sign * self.worth(epoch), -epoch.validation_loss
 
     def _figures(self, epoch: Epoch) -> dict[str, Any]:
         return {
@@ -197,19 +184,6 @@ class Trainer:
             "train": {"loss": epoch.train_loss},
             "validation": {"loss": epoch.validation_loss, **epoch.recall, self.config.metric: self.worth(epoch)},
         }
-
-    def _budget(self) -> Iterator[tuple[int, int]]:
-        """Numbers of the epochs, from 1, and how many rows each may see."""
-        size = len(self.loader)
-        if self.config.samples is None:
-            yield from ((number, size) for number in range(1, self.config.epochs + 1))
-            return
-        for number, seen in enumerate(range(0, self.config.samples, size), start=1):
-            yield number, min(size, self.config.samples - seen)
-
-    def _all_steps(self) -> int:
-        batch = self.loader.settings.batch_size
-        return sum(-(-limit // batch) for _, limit in self._budget())
 
     def _epoch(self, number: int, limit: int) -> Epoch:
         self.module.train()
@@ -219,7 +193,7 @@ class Trainer:
             if len(batch.everyone) > 1:  # a pair alone has nothing to be told from
                 total += self._step(batch)
         loss, rows = total.tolist()
-        _check(loss, number)
+        check_loss(loss, number)
         images, texts, text_of = self._pairs(self.validation, self.images)
         if not len(images):
             raise Datas3Error(
@@ -229,7 +203,7 @@ class Trainer:
         with torch.no_grad():
             scale = float(self.towers.model.logit_scale.exp())
             held_out = scoring.held_out_loss(images, texts[torch.from_numpy(text_of).to(self.device)], scale)
-        _check(held_out, number)
+        check_loss(held_out, number)
         found = scoring.retrieve(images, texts, text_of)
         recall = {name: found.recall(name) for name in (scoring.IMAGE_TO_TEXT, scoring.TEXT_TO_IMAGE)}
         return Epoch(number, loss / max(rows, 1), held_out, recall)
@@ -354,29 +328,18 @@ class Trainer:
         }
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        """Weights decay; biases, the scales of normalisations and that of the similarities do not."""
-        trained = [value for value in self.towers.parameters() if value.requires_grad]
         decay = float(self.job.point.hyperparameters.get("weight_decay", self.config.weight_decay))
-        groups = [
-            {"params": [value for value in trained if value.ndim > 1], "weight_decay": decay},
-            {"params": [value for value in trained if value.ndim <= 1], "weight_decay": 0.0},
-        ]
+        groups = parameter_groups(self.towers, decay)  # the scale of the similarities is a number and does not decay
         return torch.optim.AdamW(groups, lr=float(self.job.point.hyperparameters["lr"]), betas=BETAS, eps=EPSILON)
 
     def _schedule(self) -> None:
         """Set the learning rate of the step to come."""
         if not self.steps:
-            self.all_steps = self._all_steps()
+            self.all_steps = steps(self.config, len(self.loader), self.loader.settings.batch_size)
             self.warmup = math.ceil(self.options.warmup * self.all_steps)
         lr = learning_rate(float(self.job.point.hyperparameters["lr"]), self.steps, self.all_steps, self.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-
-
-def _check(loss: float, number: int) -> None:
-    if not math.isfinite(loss):
-        word = "not a number" if math.isnan(loss) else "infinite"
-        raise Datas3Error(f"the loss became {word} in epoch {number}; lower the learning rate.")
 
 
 def _mask(which: np.ndarray) -> torch.Tensor:

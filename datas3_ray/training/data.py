@@ -6,7 +6,7 @@ stored, appended or compacted never matters. Selections of one pool share one ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -127,6 +127,17 @@ def pool_of(lake: Lake, selection: Selection, column: str, label: str) -> Table:
             "longer there; make the selection again."
         ) from None
     return pinned if {column, label} <= set(pinned.schema.names) else newest
+
+
+def by_pool(
+    lake: Lake, selections: Iterable[Selection], column: str, label: str
+) -> list[tuple[Table, list[Selection]]]:
+    """The tables that selections were made from, see :func:`pool_of`, and those made from each."""
+    pools: dict[tuple[str, int], tuple[Table, list[Selection]]] = {}
+    for selection in selections:
+        pool = pool_of(lake, selection, column, label)
+        pools.setdefault((pool.name, pool.version), (pool, []))[1].append(selection)
+    return list(pools.values())
 
 
 def default_column(column: str | None, pool: Table) -> str:
@@ -264,8 +275,8 @@ def split_selection(vectors: LabelledVectors, selection: Selection, *, validatio
         train=rows[~held_out],
         validation=rows if on_training_rows else rows[held_out],
         classes=classes,
-        unlabelled=_count_in(kept, vectors.unlabelled),
-        unusable=_count_in(kept, vectors.unusable),
+        unlabelled=count_in(kept, vectors.unlabelled),
+        unusable=count_in(kept, vectors.unusable),
         validation_on=TRAINING_ROWS if on_training_rows else HELD_OUT,
     )
 
@@ -358,5 +369,6 @@ def _read_vectors(table: Table, column: str, offsets: np.ndarray) -> Iterator[tu
         first += batch.num_rows
 
 
-def _count_in(ids: pa.Array, among: pa.Array) -> int:
+def count_in(ids: pa.Array, among: pa.Array) -> int:
+    """How many of some ids are among others."""
     return int(pc.sum(pc.is_in(ids, value_set=among)).as_py() or 0)

@@ -105,9 +105,7 @@ def read_detection_images(
     names, places = _flat(lists)
     complete = pc.is_valid(lists).to_numpy(zero_copy_only=False)
     complete[owner[pc.is_null(names).to_numpy(zero_copy_only=False)]] = False
-    somewhere = np.ones(len(rows), dtype=bool)
-    if rows.stored is None:
-        somewhere = pc.is_valid(rows.places.column("uri")).to_numpy()
+    somewhere = rows.somewhere()
     kept = complete & somewhere
     sound = np.isfinite(places).all(axis=1) & (places[:, 2:] > 0).all(axis=1)
     used = np.flatnonzero(kept[owner] & sound)
@@ -140,12 +138,8 @@ def training_sets(
     """
     import ray
 
-    pools: dict[tuple[str, int], tuple[Table, list[Selection]]] = {}
-    for selection in selections.values():
-        pool = data.pool_of(lake, selection, "id", config.label)
-        pools.setdefault((pool.name, pool.version), (pool, []))[1].append(selection)
     sets = {}
-    for pool, members in pools.values():
+    for pool, members in data.by_pool(lake, selections.values(), "id", config.label):
         wanted = pa.concat_arrays([selection.ids() for selection in members]).unique()
         images = read_detection_images(pool, config.label, wanted, most_boxes)
         known = sorted({*images.classes, *elsewhere})
@@ -159,8 +153,8 @@ def training_sets(
                     classes=split.classes,
                     train_rows=len(split.train),
                     validation_rows=len(split.validation),
-                    unlabelled=_count(kept, images.unlabelled),
-                    unusable=_count(kept, images.unusable),
+                    unlabelled=data.count_in(kept, images.unlabelled),
+                    unusable=data.count_in(kept, images.unusable),
                     validation_on=on,
                     inputs={pool.name: pool.version},
                 )
@@ -215,8 +209,7 @@ def split_images(
     UsageError
         When the selection has no labelled image, no box, or one of several classes only.
     """
-    found = pc.index_in(selection.ids(), value_set=images.rows.ids).drop_null().to_numpy(zero_copy_only=False)
-    chosen = np.sort(found.astype(np.int64))
+    chosen = images.rows.positions(selection.ids())
     if not len(chosen):
         raise UsageError(
             f"selection '{selection.name}' keeps {len(selection)} rows and none of them has both boxes and an image; "
@@ -319,7 +312,3 @@ def _flat(lists: pa.Array) -> tuple[pa.Array, np.ndarray]:
         numbers = pc.struct_field(boxes, name).cast(pa.float32(), safe=False)
         places[:, column] = pc.fill_null(numbers, np.nan).to_numpy(zero_copy_only=False)
     return names, places
-
-
-def _count(ids: pa.Array, among: pa.Array) -> int:
-    return int(pc.sum(pc.is_in(ids, value_set=among)).as_py() or 0)

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import Field
 
 from datas3_ray.training.contract import HyperParameter, Options, Outcome, Point, Report
-from datas3_ray.training.gang import Gang, run_trial
-from datas3_ray.training.image_data import ImageSplit, LabelledImages
+from datas3_ray.training.gang import Gang
 from datas3_ray.training.image_trainer import Trainer
-from datas3_ray.training.randomness import seeded
+from datas3_ray.training.job import Job, run_job
 
 if TYPE_CHECKING:
     import torch
@@ -82,82 +80,15 @@ class ImageModel(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Job:
-    """Everything a worker needs to train one trial."""
-
-    point: Point
-    config: SweepConfig
-    images: LabelledImages
-    split: ImageSplit
-    tests: Mapping[str, LabelledImages]
-    weights: Any = None
-
-    @property
-    def regression(self) -> bool:
-        return self.config.task == "regression"
-
-
 def fine_tune(
-    point: Point,
-    config: SweepConfig,
-    training: Any,
-    tests: Mapping[str, Any],
-    report: Report,
-    path: str,
+    point: Point, config: SweepConfig, training: Any, tests: Mapping[str, Any], report: Report, path: str
 ) -> Outcome:
-    """Train one trial, save its best epoch's network to ``path`` and score it on each test table.
-
-    Parameters
-    ----------
-    point, config
-        The trial and its sweep; ``config.workers`` processes train it.
-    training, tests
-        References as :mod:`datas3_ray.training.image_data` makes them.
-    report : callable
-        Called after each epoch with its figures.
-    path : str
-        A file that ``torch.load(path, weights_only=True)`` opens: ``state_dict``, and what is needed to use it.
-
-    Raises
-    ------
-    Datas3Error
-        When the loss becomes infinite or not a number, or no training image can be read.
-    """
-    return run_trial(partial(_work, point, config, list(training), dict(tests)), config, report, path)
+    """Train one trial on images; see :func:`datas3_ray.training.job.run_job`."""
+    return run_job(_train, point, config, training, tests, report, path)
 
 
-def _work(
-    point: Point, config: SweepConfig, training: list[Any], tests: dict[str, Any], gang: Gang, report: Report
-) -> tuple[Outcome, dict[str, Any]]:
-    return train(open_job(point, config, training, tests), gang, report)
-
-
-def open_job(point: Point, config: SweepConfig, training: Any, tests: Mapping[str, Any]) -> Job:
-    """The trial's data out of the object store; arrays stay in its shared memory."""
-    import ray
-
-    images, split, weights = ray.get(list(training))
-    return Job(point, config, images, split, {name: ray.get(ref) for name, ref in tests.items()}, weights)
-
-
-def train(job: Job, gang: Gang, report: Report) -> tuple[Outcome, dict[str, Any]]:
-    """One worker's part of a trial; what it returns, and reports, is the same in all workers.
-
-    Returns
-    -------
-    Outcome
-        Without its seconds.
-    dict
-        The checkpoint: tensors on the CPU and plain values.
-    """
-    import torch
-
-    options: FineTuneOptions = job.config.own()
-    torch.set_num_threads(options.threads)
-    with seeded(job.point.seed):
-        trainer = Trainer(job, options, gang)
-        best, epochs = trainer.run(report)
-        scores = {name: trainer.score(images) for name, images in job.tests.items()}
-    outcome = Outcome(best.number, epochs, best.validation, best.validation_loss, 0.0, scores)
-    return outcome, trainer.checkpoint(best)
+def _train(job: Job, gang: Gang, report: Report) -> tuple[Outcome, dict[str, Any]]:
+    trainer = Trainer(job, gang)
+    best, epochs = trainer.run(report)
+    scores = {name: trainer.score(images) for name, images in job.tests.items()}
+    return Outcome(best.number, epochs, best.validation, best.validation_loss, 0.0, scores), trainer.checkpoint(best)

@@ -6,8 +6,8 @@ A pool's labelled rows go to Ray's object store once, without their images; a se
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +46,10 @@ class LabelledImages:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def take(self, rows: np.ndarray) -> LabelledImages:
+        """The rows at positions ``rows`` (k,)."""
+        return replace(self, rows=self.rows.take(rows), y=self.y[rows])
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,7 @@ def read_labelled_images(table: Table, label: str, task: str, keep: pa.Array | N
     rows, given = rows.take(by_id), columns.column(label).combine_chunks().take(pa.array(by_id))
     values = data.as_labels(given, numbers)
     labelled = pc.is_valid(values).to_numpy(zero_copy_only=False)
-    somewhere = np.ones(len(rows), dtype=bool)
-    if rows.stored is None:
-        somewhere = pc.is_valid(rows.places.column("uri")).to_numpy()
+    somewhere = rows.somewhere()
     kept = np.flatnonzero(labelled & somewhere)
     y, classes = data.coded(values.take(pa.array(kept)))
     return LabelledImages(
@@ -116,13 +118,9 @@ def training_sets(
 
     if config.sampling == "balanced" and config.task == "regression":
         raise UsageError("sampling 'balanced' needs classes, and the task is regression; choose 'shuffle' or 'rs2'.")
-    pools: dict[tuple[str, int], tuple[Table, list[Selection]]] = {}
-    for selection in selections.values():
-        pool = data.pool_of(lake, selection, "id", config.label)
-        pools.setdefault((pool.name, pool.version), (pool, []))[1].append(selection)
     sets = {}
-    for pool, members in pools.values():
-        wanted = pa.concat_arrays([_eligible(config, selection) for selection in members]).unique()
+    for pool, members in data.by_pool(lake, selections.values(), "id", config.label):
+        wanted = pa.concat_arrays([eligible(config, selection) for selection in members]).unique()
         images = read_labelled_images(pool, config.label, config.task, wanted)
         stored = ray.put(images)
         for selection in members:
@@ -134,8 +132,8 @@ def training_sets(
                     classes=split.classes,
                     train_rows=split.draws if split.draws is not None else len(split.train),
                     validation_rows=len(split.validation),
-                    unlabelled=_count(kept, images.unlabelled),
-                    unusable=_count(kept, images.unusable),
+                    unlabelled=data.count_in(kept, images.unlabelled),
+                    unusable=data.count_in(kept, images.unusable),
                     validation_on=on,
                     inputs={pool.name: pool.version},
                 )
@@ -165,7 +163,7 @@ def test_sets(
         for selection in selections.values():
             data.check_no_test_rows(selection, name, images.rows.ids)
             if config.sampling == "rs2":
-                _check_pool(selection, name, images.rows.ids)
+                check_pool(selection, name, images.rows.ids)
         sets[name] = TestSet(
             data=ray.put(images),
             classes=images.classes,
@@ -190,7 +188,7 @@ def split_images(
     UsageError
         When the selection has no labelled image, one class or number only, or weights that are none.
     """
-    chosen = _positions(images, selection.ids())
+    chosen = images.rows.positions(selection.ids())
     if not len(chosen):
         raise UsageError(
             f"selection '{selection.name}' keeps {len(selection)} rows and none of them has both a label and an image; "
@@ -198,39 +196,81 @@ def split_images(
         )
     ids = images.rows.ids.take(pa.array(chosen))
     held_out = data.hold_out(ids, images.y[chosen], validation=config.validation, seed=seed)
-    on = data.HELD_OUT if held_out.any() else data.TRAINING_ROWS
+    split, on = divided(images.rows, selection, config, chosen, held_out)
+    return replace(split, classes=data.classes_to_learn(images.y[split.train], images.classes, selection.name)), on
+
+
+def divided(
+    rows: ImageRows, selection: Selection, config: SweepConfig, chosen: np.ndarray, held_out: np.ndarray
+) -> tuple[ImageSplit, str]:
+    """The split of positions ``chosen`` (k,) by a mask (k,) of those held out, without classes; see ImageSplit.
+
+    With RS2 an epoch's rows are drawn from all that the selection chose from, but for the held-out ones.
+    """
     train, validation = chosen[~held_out], chosen[held_out] if held_out.any() else chosen
     draws = None
     if config.sampling == "rs2":
         draws = len(train)
-        every = _positions(images, _eligible(config, selection))
+        every = rows.positions(eligible(config, selection))
         train = every[~np.isin(every, validation)] if held_out.any() else every
-    classes = data.classes_to_learn(images.y[train], images.classes, selection.name)
-    weights = _weights(images, selection, config.weight, train) if config.weight else None
-    return ImageSplit(train, validation, classes, weights, draws), on
+    weights = weights_of(rows, selection, config.weight, train) if config.weight and len(train) else None
+    on = data.HELD_OUT if held_out.any() else data.TRAINING_ROWS
+    return ImageSplit(train, validation, (), weights, draws), on
 
 
-def _eligible(config: SweepConfig, selection: Selection) -> pa.Array:
+def eligible(config: SweepConfig, selection: Selection) -> pa.Array:
     """Ids of the rows that the training may see: those kept, or with RS2 all that the selection chose from."""
     if config.sampling != "rs2":
         return selection.ids()
     return selection.to_arrow(["id"]).column("id").combine_chunks()
 
 
-def _weights(images: LabelledImages, selection: Selection, column: str, train: np.ndarray) -> np.ndarray:
-    """The selection's column for the rows of ``train``, scaled to a mean of 1."""
+class _Images(Protocol):
+    def __len__(self) -> int: ...
+
+    def take(self, rows: np.ndarray) -> Any: ...
+
+
+def in_memory(images: _Images, split: ImageSplit, each: int, most: float) -> tuple[Any, np.ndarray, np.ndarray]:
+    """The pool's images where they fit in memory together, which all selections then share; else those of the split.
+
+    Parameters
+    ----------
+    images
+        The pool's.
+    each, most : int, float
+        Bytes of a decoded image, and of all.
+
+    Returns
+    -------
+    The images, and the positions in them to train and to validate on.
+    """
+    if len(images) * each <= most:
+        return images, split.train, split.validation
+    used = np.union1d(split.train, split.validation)
+    return images.take(used), np.searchsorted(used, split.train), np.searchsorted(used, split.validation)
+
+
+def weights_of(rows: ImageRows, selection: Selection, column: str, train: np.ndarray) -> np.ndarray:
+    """The selection's column for the rows at positions ``train`` (k,), scaled to a mean of 1; float64 (k,).
+
+    Raises
+    ------
+    UsageError
+        When there is no such column, or a weight is missing, negative, or every one 0.
+    """
     selection.table.require_column(column)
     kind = selection.table.schema.field(column).type
     what = f"column '{column}' of selection '{selection.name}'"
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         raise UsageError(f"{what} holds {kind}, not numbers; name a numeric column as 'weight'.")
     table = selection.to_arrow(["id", column])
-    place = pc.index_in(images.rows.ids.take(pa.array(train)), value_set=table.column("id").combine_chunks())
+    place = pc.index_in(rows.ids.take(pa.array(train)), value_set=table.column("id").combine_chunks())
     values = data.as_labels(table.column(column).combine_chunks().take(place), numbers=True)
     weights = pc.fill_null(values, np.nan).to_numpy(zero_copy_only=False)
     wrong = ~(np.isfinite(weights) & (weights >= 0))
     if wrong.any():
-        first = images.rows.ids[int(train[np.flatnonzero(wrong)[0]])]
+        first = rows.ids[int(train[np.flatnonzero(wrong)[0]])]
         raise UsageError(
             f"{what} has no weight of 0 or more for {int(wrong.sum())} of {len(train)} training rows "
             f"('{first}' for one)."
@@ -240,7 +280,7 @@ def _weights(images: LabelledImages, selection: Selection, column: str, train: n
     return weights / weights.mean()
 
 
-def _check_pool(selection: Selection, test: str, test_ids: pa.Array) -> None:
+def check_pool(selection: Selection, test: str, test_ids: pa.Array) -> None:
     """RS2 trains on rows that the selection did not keep; none of them may be tested on."""
     eligible = selection.to_arrow(["id"]).column("id")
     shared = pc.filter(eligible, pc.is_in(eligible, value_set=test_ids))
@@ -250,12 +290,3 @@ def _check_pool(selection: Selection, test: str, test_ids: pa.Array) -> None:
             f"('{shared[0]}' for one), and sampling 'rs2' trains on the whole pool; set the test rows aside first and "
             "make the selection again."
         )
-
-
-def _positions(images: LabelledImages, ids: pa.Array) -> np.ndarray:
-    found = pc.index_in(ids, value_set=images.rows.ids).drop_null().to_numpy(zero_copy_only=False)
-    return np.sort(found.astype(np.int64))
-
-
-def _count(ids: pa.Array, among: pa.Array) -> int:
-    return int(pc.sum(pc.is_in(ids, value_set=among)).as_py() or 0)

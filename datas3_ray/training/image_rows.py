@@ -59,6 +59,17 @@ class ImageRows:
         at = pa.array(np.asarray(rows, dtype=np.int64))
         return replace(self, ids=self.ids.take(at), places=self.places.take(at).combine_chunks())
 
+    def positions(self, ids: pa.Array) -> np.ndarray:
+        """Where the rows of some ids are, ascending int64; ids that are not here are passed over."""
+        found = pc.index_in(ids, value_set=self.ids).drop_null().to_numpy(zero_copy_only=False)
+        return np.sort(found.astype(np.int64))
+
+    def somewhere(self) -> np.ndarray:
+        """Which rows say where their image is, bool (n,)."""
+        if self.stored is not None:
+            return np.ones(len(self), dtype=bool)
+        return np.asarray(pc.is_valid(self.places.column("uri")).to_numpy())
+
     def encoded(self) -> Iterator[bytes | SampleError]:
         """The encoded image of every row in order, or why there is none; a few megabytes are in memory at a time.
 

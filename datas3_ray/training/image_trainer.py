@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from datas3_ray.errors import Datas3Error
 from datas3_ray.training.contract import Report, TestScore
+from datas3_ray.training.epochs import check_loss, parameter_groups, steps, train_epochs
+from datas3_ray.training.image_data import in_memory
 from datas3_ray.training.loader import Loader, LoaderSettings, decoding_tasks
 from datas3_ray.training.metrics import metric as find_metric
 from datas3_ray.training.metrics import recode
@@ -22,9 +23,10 @@ from datas3_ray.training.target import Target
 if TYPE_CHECKING:
     import torch
 
-    from datas3_ray.training.finetune import FineTuneOptions, Job, Network
+    from datas3_ray.training.finetune import FineTuneOptions, Network
     from datas3_ray.training.gang import Gang
     from datas3_ray.training.image_data import LabelledImages
+    from datas3_ray.training.job import Job
     from datas3_ray.training.loader import Batch
 
 MOMENTUM = 0.9
@@ -53,12 +55,15 @@ class _Predicted:
 class Trainer:
     """One worker's network, loaders and optimiser."""
 
-    def __init__(self, job: Job, options: FineTuneOptions, gang: Gang) -> None:
+    def __init__(self, job: Job, gang: Gang) -> None:
         from datas3_ray.training.models import model as find_model
 
-        self.job, self.options, self.gang = job, options, gang
-        self.config, self.split = job.config, job.split
-        self.images, self.train_rows, self.validation_rows = self._in_memory()
+        self.job, self.config, self.split, self.gang = job, job.config, job.split, gang
+        self.options: FineTuneOptions = job.config.own()
+        self.regression = job.config.task == "regression"
+        self.images, self.train_rows, self.validation_rows = in_memory(
+            job.images, self.split, self._bytes(), self.config.cache_gb * 2**30
+        )
         self.y, self.target = self._labels()
         self.weights = np.zeros(len(self.images))
         self.weights[self.train_rows] = 1.0 if self.split.weights is None else self.split.weights
@@ -71,8 +76,8 @@ class Trainer:
             )
         self.validation = self._loader(self.images, self.validation_rows)
         model: Any = find_model(self.config.model)
-        outputs = 1 if job.regression else len(self.split.classes)
-        self.network: Network = model.network(self.config, outputs, job.weights)
+        outputs = 1 if self.regression else len(self.split.classes)
+        self.network: Network = model.network(self.config, outputs, job.start)
         self.device = gang.device()
         self.module = gang.together(_on(self.network.module, self.device))
         self.mean, self.std = _scale(self.network, self.device)
@@ -82,15 +87,6 @@ class Trainer:
 
     # What is learnt from
 
-    def _in_memory(self) -> tuple[LabelledImages, np.ndarray, np.ndarray]:
-        """The pool's images where they fit in memory together, which all selections then share; else this one's."""
-        images, train, validation = self.job.images, self.split.train, self.split.validation
-        if len(images) * self._bytes() <= self.config.cache_gb * 2**30:
-            return images, train, validation
-        used = np.union1d(train, validation)
-        part = replace(images, rows=images.rows.take(used), y=images.y[used])
-        return part, np.searchsorted(used, train), np.searchsorted(used, validation)
-
     def _bytes(self) -> int:
         """Of one decoded image in memory."""
         edge = margin(self.options.image_size) if self.options.augment == "crop" else self.options.image_size
@@ -98,7 +94,7 @@ class Trainer:
 
     def _labels(self) -> tuple[np.ndarray, Target]:
         """What the network is to give for each row of ``images``, as codes or standardised numbers."""
-        if self.job.regression:
+        if self.regression:
             target = Target.of(self.images.y[self.train_rows])
             return target.scaled(self.images.y), target
         return recode(self.images.y, self.images.classes, self.split.classes), Target()
@@ -127,43 +123,13 @@ class Trainer:
 
     def run(self, report: Report) -> tuple[Epoch, int]:
         """Train until the budget or the patience is used up; leaves the network as it was after its best epoch."""
-        best: Epoch | None = None
-        kept: dict[str, torch.Tensor] = {}
-        number = 0
-        for number, limit in self._budget():
-            epoch = self._epoch(number, limit)
-            if best is None or self._worth(epoch) > self._worth(best):
-                best, kept = epoch, self._state()
-            report(
-                {
-                    "epoch": epoch.number,
-                    "train": {"loss": epoch.train_loss},
-                    "validation": {"loss": epoch.validation_loss, self.config.metric: epoch.validation},
-                }
-            )
-            if self.config.samples is None and number - best.number >= self.config.patience:
-                break
-        assert best is not None
-        self.network.module.load_state_dict(kept, strict=False)
-        return best, number
 
-    def _budget(self) -> Iterator[tuple[int, int]]:
-        """Numbers of the epochs, from 1, and how many rows each may see."""
-        size = len(self.loader)
-        if self.config.samples is None:
-            yield from ((number, size) for number in range(1, self.config.epochs + 1))
-            return
-        for number, seen in enumerate(range(0, self.config.samples, size), start=1):
-            yield number, min(size, self.config.samples - seen)
+        def tell(epoch: Epoch) -> None:
+            figures = {"loss": epoch.validation_loss, self.config.metric: epoch.validation}
+            report({"epoch": epoch.number, "train": {"loss": epoch.train_loss}, "validation": figures})
 
-    def _all_steps(self) -> int:
-        """Steps of the whole budget."""
-        batch = self.loader.settings.batch_size
-        return sum(-(-limit // batch) for _, limit in self._budget())
-
-    def _worth(self, epoch: Epoch) -> tuple[float, float]:
-        sign = 1 if find_metric(self.config.metric).higher_is_better else -1
-        return sign * epoch.validation, -epoch.validation_loss
+        module = self.network.module
+        return train_epochs(self.config, len(self.loader), self._epoch, lambda epoch: epoch.validation, module, tell)
 
     def _epoch(self, number: int, limit: int) -> Epoch:
         import torch
@@ -174,17 +140,12 @@ class Trainer:
         for batch in self.loader.epoch(number, limit):
             total += self._step(batch)
         loss, rows = self.gang.sum(total).tolist()
-        self._check(loss, number)
+        check_loss(loss, number)
         predicted = self._predict(self.validation, self.y)
-        self._check(predicted.loss, number)
-        truth = self.images.y[predicted.rows] if self.job.regression else self.y[predicted.rows]
+        check_loss(predicted.loss, number)
+        truth = self.images.y[predicted.rows] if self.regression else self.y[predicted.rows]
         score = find_metric(self.config.metric)(predicted.values, truth)
         return Epoch(number, loss / max(rows, 1), predicted.loss / len(predicted.rows), score)
-
-    def _check(self, loss: float, number: int) -> None:
-        if not math.isfinite(loss):
-            word = "not a number" if math.isnan(loss) else "infinite"
-            raise Datas3Error(f"the loss became {word} in epoch {number}; lower the learning rate.")
 
     def _step(self, batch: Batch) -> torch.Tensor:
         """One step; the sum of the rows' weighted losses and the number of rows, of this worker."""
@@ -210,7 +171,7 @@ class Trainer:
         import torch
 
         truth = torch.from_numpy(y).to(self.device)
-        if self.job.regression:
+        if self.regression:
             return (outputs[:, 0] - truth).square()
         return torch.nn.functional.cross_entropy(outputs, truth, reduction="none")
 
@@ -243,7 +204,7 @@ class Trainer:
                 outputs = self._outputs(batch)
                 if y is not None:
                     loss += float(self._loss_of(outputs, y[batch.rows]).double().sum())
-                found = outputs[:, 0] if self.job.regression else outputs.argmax(1)
+                found = outputs[:, 0] if self.regression else outputs.argmax(1)
                 rows.append(batch.rows)
                 values.append(found.cpu().numpy())
         self.module = module
@@ -251,7 +212,7 @@ class Trainer:
         every = np.concatenate([part[0] for part in parts])
         order = np.argsort(every, kind="stable")
         found_values = np.concatenate([part[1] for part in parts])[order]
-        found_values = self.target.unscaled(found_values) if self.job.regression else found_values.astype(np.int64)
+        found_values = self.target.unscaled(found_values) if self.regression else found_values.astype(np.int64)
         if not len(every):
             raise Datas3Error(
                 f"none of the {loader.unreadable} validation or test images can be read; check that their files are "
@@ -266,7 +227,7 @@ class Trainer:
         loader = self._loader(images, None)
         predicted = self._predict(loader)
         truth = images.y[predicted.rows]
-        if self.job.regression:
+        if self.regression:
             score = score_numbers(predicted.values, truth, self.config.metric)
         else:
             score = score_classes(predicted.values, truth, images.classes, self.split.classes, self.config.metric)
@@ -289,22 +250,11 @@ class Trainer:
             "state_dict": {name: tensor.detach().cpu() for name, tensor in self.network.plain().items()},
         }
 
-    def _state(self) -> dict[str, torch.Tensor]:
-        """A copy of what training changes: parameters that are trained, and buffers."""
-        frozen = {name for name, value in self.network.module.named_parameters() if not value.requires_grad}
-        state = self.network.module.state_dict()
-        return {name: value.detach().clone() for name, value in state.items() if name not in frozen}
-
     def _optimizer(self) -> torch.optim.Optimizer:
-        """Weights decay; biases and the scales of normalisations, which are vectors, do not."""
         import torch
 
-        trained = [value for value in self.network.module.parameters() if value.requires_grad]
         decay = float(self.job.point.hyperparameters.get("weight_decay", self.config.weight_decay))
-        groups = [
-            {"params": [value for value in trained if value.ndim > 1], "weight_decay": decay},
-            {"params": [value for value in trained if value.ndim <= 1], "weight_decay": 0.0},
-        ]
+        groups = parameter_groups(self.network.module, decay)
         lr = float(self.job.point.hyperparameters["lr"])
         if self.options.optimizer == "sgd":
             return torch.optim.SGD(groups, lr=lr, momentum=MOMENTUM)
@@ -315,7 +265,7 @@ class Trainer:
         if self.options.schedule == "constant":
             return
         if not self.steps:
-            self.all_steps = self._all_steps()
+            self.all_steps = steps(self.config, len(self.loader), self.loader.settings.batch_size)
         lr = float(self.job.point.hyperparameters["lr"])
         for group in self.optimizer.param_groups:
             group["lr"] = lr * (1 + math.cos(math.pi * self.steps / self.all_steps)) / 2

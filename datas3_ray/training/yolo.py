@@ -19,6 +19,7 @@ import numpy as np
 from datas3_ray.errors import Datas3Error
 from datas3_ray.training.contract import Outcome, Report, TestScore
 from datas3_ray.training.detection_data import DetectionImages, DetectionSplit
+from datas3_ray.training.epochs import check_loss
 from datas3_ray.training.metrics import recode
 from datas3_ray.training.yolo_folder import Written, write_images
 from datas3_ray.training.yolo_offline import offline, undone
@@ -160,9 +161,7 @@ class _Watch:
         self.epochs += 1
         loss = math.fsum(value for name, value in metrics.items() if name.startswith("val/"))
         for value in (train_loss, loss):
-            if not math.isfinite(value):
-                word = "not a number" if math.isnan(value) else "infinite"
-                raise Datas3Error(f"the loss became {word} in epoch {self.epochs}; lower the learning rate.")
+            check_loss(value, self.epochs)
         score = float(metrics[METRICS[self.settings.metric]])
         if self.best is None or (score, -loss) > (self.best.score, -self.best.loss):
             state = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}

@@ -20,10 +20,11 @@ from datas3_ray.errors import Datas3Error, UsageError
 from datas3_ray.sources.synthetic import World, generate
 from datas3_ray.training.config import SweepConfig
 from datas3_ray.training.contract import Outcome, Point
-from datas3_ray.training.finetune import open_job
+from datas3_ray.training.epochs import budget
 from datas3_ray.training.gang import Alone
 from datas3_ray.training.image_rows import read_image_rows
 from datas3_ray.training.image_trainer import Trainer
+from datas3_ray.training.job import open_job
 from datas3_ray.training.loader import Loader, LoaderSettings
 from datas3_ray.training.metrics import accuracy
 from datas3_ray.training.models import model as find_model
@@ -113,7 +114,7 @@ def test_a_sweep_with_two_workers_of_which_one_gets_no_row_of_the_last_batch(lak
 
     def left(share: float, size: int) -> set[int]:
         run = Run(lake, tmp_path, grid={"batch_size": size, "lr": 0.003}, validation=share)
-        trainer = Trainer(open_job(run.point, run.config, run.set.data, {}), run.config.own(), Alone())
+        trainer = Trainer(open_job(run.point, run.config, run.set.data, {}), Alone())
         return {len(trainer.loader) % size, len(trainer.validation) % size}
 
     share, size = next((share, size) for share in (0.15, 0.2, 0.25) for size in (3, 5, 7) if left(share, size) == {1})
@@ -242,8 +243,8 @@ def test_a_diverging_trial_says_so(lake: Lake, tmp_path: Path) -> None:
 def test_a_budget_of_samples(lake: Lake, tmp_path: Path) -> None:
     run = Run(lake, tmp_path, samples=100, grid={"batch_size": 16, "lr": 0.01}, patience=1)
     size = run.set.train_rows - 1
-    trainer = Trainer(open_job(run.point, run.config, run.set.data, {}), run.config.own(), Alone())
-    assert list(trainer._budget()) == [(1, size), (2, 100 - size)]
+    trainer = Trainer(open_job(run.point, run.config, run.set.data, {}), Alone())
+    assert list(budget(run.config, len(trainer.loader))) == [(1, size), (2, 100 - size)]
     trainer.run(run.reports.append)
     assert trainer.steps == math.ceil(size / 16) + math.ceil((100 - size) / 16)
     assert len(run.reports) == 2
@@ -260,7 +261,7 @@ def test_patience(lake: Lake, tmp_path: Path) -> None:
 
 def test_the_cosine_ends_at_nothing(lake: Lake, tmp_path: Path) -> None:
     run = Run(lake, tmp_path, options=SMALL | {"schedule": "cosine", "optimizer": "sgd"}, epochs=2, patience=2)
-    trainer = Trainer(open_job(run.point, run.config, run.set.data, {}), run.config.own(), Alone())
+    trainer = Trainer(open_job(run.point, run.config, run.set.data, {}), Alone())
     rates = []
     step = trainer.optimizer.step
 
@@ -284,7 +285,7 @@ def test_weights_scale_the_loss(lake: Lake, tmp_path: Path) -> None:
 
 def test_rs2_learns_from_the_pool(lake: Lake, tmp_path: Path) -> None:
     kept, fresh = Run(lake, tmp_path, "third", epochs=6), Run(lake, tmp_path, "third", sampling="rs2", epochs=6)
-    trainer = Trainer(open_job(fresh.point, fresh.config, fresh.set.data, {}), fresh.config.own(), Alone())
+    trainer = Trainer(open_job(fresh.point, fresh.config, fresh.set.data, {}), Alone())
     assert len(trainer.loader) == kept.set.train_rows == fresh.set.train_rows < 24
     seen = {int(row) for number in range(1, 7) for row in trainer.loader.order(number)[0]}
     assert len(seen) > 50 and not seen & set(trainer.validation_rows.tolist())
@@ -294,7 +295,7 @@ def test_rs2_learns_from_the_pool(lake: Lake, tmp_path: Path) -> None:
 
 def test_balanced(lake: Lake, tmp_path: Path) -> None:
     run = Run(lake, tmp_path, "third", sampling="balanced")
-    trainer = Trainer(open_job(run.point, run.config, run.set.data, {}), run.config.own(), Alone())
+    trainer = Trainer(open_job(run.point, run.config, run.set.data, {}), Alone())
     drawn = trainer.y[trainer.loader.order(1)[0]]
     counts = np.bincount(drawn)
     assert counts.max() - counts.min() <= 1
