@@ -37,12 +37,9 @@ from datas3_ray.sources.fetch import fetch_images
 SECRET = "open-sesame-4711"
 
 
-def load(name: str) -> ModuleType | None:
-    """A file of builders beside this one; None where there is none."""
-    path = Path(__file__).parent / f"{name}.py"
-    if not path.exists():
-        return None
-    spec = importlib.util.spec_from_file_location(f"sources_{name}", path)
+def load(path: Path) -> ModuleType:
+    """A file of builders beside this one."""
+    spec = importlib.util.spec_from_file_location(f"sources_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -52,9 +49,8 @@ def load(name: str) -> ModuleType | None:
 
 BUILDERS: dict[str, Callable[[Path], Any]] = {
     name: builder
-    for module in (load("builders"), load("builders_tables"))
-    if module is not None
-    for name, builder in module.BUILDERS.items()
+    for path in sorted(Path(__file__).parent.glob("builders*.py"))
+    for name, builder in load(path).BUILDERS.items()
 }
 every_format = pytest.mark.parametrize("built", sorted(BUILDERS), indirect=True)
 
