@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from datas3_ray.errors import UsageError, did_you_mean
 from datas3_ray.sources.base import Sample, SampleError
+from datas3_ray.sources.caption_template import CaptionTemplate
 
 RESERVED = ("id", "uri", "offset", "length", "width", "height", "meta", "image")
 """Names the lake gives its own columns; so does anything that begins with an underscore."""
@@ -80,13 +81,18 @@ class Columns:
 
     mapped: tuple[Column, ...] = ()
     dropped: tuple[str, ...] = ()
+    template: CaptionTemplate | None = None
+    """Of what the caption is made where it is not found in the sample."""
 
     @classmethod
     def parse(cls, mapping: Mapping[str, Any] | Columns | None) -> Columns:
         """The columns of a recipe's mapping: ``{name: source}``, ``{name: {from: source, type: type}}``, or null.
 
-        >>> Columns.parse({"site": "row.where.site", "email": None})
-        Columns(mapped=(Column(name='site', source='row.where.site', type='string'),), dropped=('email',))
+        ``{caption: {template: "a photo of {label}"}}`` makes captions from other columns.
+
+        >>> columns = Columns.parse({"site": "row.where.site", "email": None})
+        >>> columns.mapped, columns.dropped
+        ((Column(name='site', source='row.where.site', type='string'),), ('email',))
 
         Raises UsageError for a reserved or malformed name, an unknown source or type, or two names that differ only
         in case.
@@ -99,7 +105,11 @@ class Columns:
             raise UsageError(f"columns: expected a mapping such as {{label: json.label}}, got {mapping!r}.")
         columns: dict[str, Column] = {}
         dropped = []
+        template = None
         for name, entry in mapping.items():
+            if name == "caption" and isinstance(entry, Mapping) and "template" in entry:
+                template = _parse_template(entry)
+                continue
             if entry is None:
                 dropped.append(_parse_dropped(name))
                 continue
@@ -107,7 +117,7 @@ class Columns:
             twin = columns.setdefault(column.name.lower(), column)
             if twin is not column:
                 raise UsageError(f"columns: {twin.name!r} and {column.name!r} differ only in case; rename one.")
-        return cls(tuple(columns.values()), tuple(dropped))
+        return cls(tuple(columns.values()), tuple(dropped), template)
 
     def fields_by_name(self) -> dict[str, pa.Field]:
         """The Arrow fields under their names, in table order."""
@@ -138,8 +148,24 @@ class Columns:
                 values[name] = _convert(column, _lookup(sample, column.source))
                 if values[name] is None:
                     values[name] = _convert(column, _lookup(sample, member))
+        if self.template is not None:
+            values["caption"] = _render(self.template, {**values, **sample.extra})
         values["meta"] = None if "meta" in self.dropped else _meta(sample.members.get("json"), used)
         return values
+
+
+def _parse_template(entry: Mapping[str, Any]) -> CaptionTemplate:
+    if len(entry) > 1 or not isinstance(entry["template"], str):
+        usual = "{template: 'a photo of {label}'}"
+        raise UsageError(f"columns: caption: a template is one text, such as {usual}, got {dict(entry)!r}.")
+    return CaptionTemplate(entry["template"])
+
+
+def _render(template: CaptionTemplate, values: Mapping[str, Any]) -> str | None:
+    try:
+        return template.render(values)
+    except ValueError as error:
+        raise BadValue(f"the caption's template {template.text!r}: {error}") from None
 
 
 def _parse_dropped(name: Any) -> str:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from datas3_ray.errors import UsageError
-from datas3_ray.sources import Columns, Sample
+from datas3_ray.sources import Columns, Sample, parse_source
 from datas3_ray.sources.columns import RESERVED, TYPES, BadValue
 
 UTC = timezone.utc
@@ -272,3 +272,53 @@ def test_columns_travel_and_compare() -> None:
     columns = Columns.parse({"x": {"from": "json.x", "type": "int"}})
     assert pickle.loads(pickle.dumps(columns)) == columns == Columns.parse(columns)
     assert hash(columns) == hash(Columns.parse({"x": {"from": "json.x", "type": "int"}}))
+
+
+def test_captions_are_made_of_other_columns() -> None:
+    columns = Columns.parse(
+        {
+            "caption": {"template": "a {label} in {country}, {speed:.0f} km/h {{as is}}"},
+            "country": "json.where",
+            "speed": {"from": "json.v", "type": "float"},
+        }
+    )
+    assert [field.name for field in columns.fields()] == ["caption", "label", "country", "speed", "meta"]
+
+    def caption(record: dict[str, Any], **extra: Any) -> Any:
+        return columns.extract(Sample("s/1", "1", "s.tar", 0, 3, b"...", {"json": record}, extra))["caption"]
+
+    record = {"label": "road_sign", "where": "South Africa", "v": 12.6, "caption": "what the file says"}
+    assert caption(record) == "a road sign in South Africa, 13 km/h {as is}"
+    assert caption({**record, "v": None}) is None
+    assert caption({**record, "v": None}, speed=3.0) == "a road sign in South Africa, 3 km/h {as is}"
+    words = Columns.parse({"caption": {"template": "{label:.0f}"}, "label": "json.label"})
+    assert words.extract(Sample("s/1", "1", "s.tar", 0, 3, b"...", {"json": {"label": "a"}}))["caption"] == "a"
+
+
+@pytest.mark.parametrize(
+    ("mapping", "said"),
+    [
+        ({"caption": {"template": "a photo"}}, "names no column"),
+        ({"caption": {"template": "a {label"}}, "cannot be read"),
+        ({"caption": {"template": "a {label.x}"}}, r"\{label.x\} in the template"),
+        ({"caption": {"template": "a {0}"}}, "no column's name"),
+        ({"caption": {"template": "a {label}", "type": "int"}}, "a template is one text"),
+        ({"caption": {"template": ["a {label}"]}}, "a template is one text"),
+        ({"caption": {"template": "a {lable}"}}, "reads 'lable'.*mean 'label'"),
+        ({"caption": {"template": "a {caption}"}}, "reads 'caption', which is no column"),
+    ],
+)
+def test_a_template_that_cannot_be_meant_is_one_sentence(mapping: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        parse_source({"webdataset": "a.tar", "columns": mapping})
+
+
+def test_ready_vectors_take_no_template() -> None:
+    with pytest.raises(UsageError, match="brings its captions"):
+        parse_source({"vectors": "a.parquet", "columns": {"caption": {"template": "{label}"}}})
+
+
+def test_a_value_that_takes_no_such_format_sets_the_row_aside() -> None:
+    columns = Columns.parse({"caption": {"template": "{n:%Q}"}, "n": {"from": "json.n", "type": "int"}})
+    with pytest.raises(BadValue, match="the caption's template"):
+        columns.extract(Sample("s/1", "1", "s.tar", 0, 3, b"...", {"json": {"n": 3}}))
