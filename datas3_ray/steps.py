@@ -117,8 +117,8 @@ class SplitStep(Step):
     split: Split
 
     def reads(self) -> list[str]:
-        """The pool."""
-        return [self.source]
+        """The pool, and the table whose distribution is followed."""
+        return [self.source, *([self.split.like] if self.split.like else [])]
 
     def plan(self, context: Context) -> str:
         """Whether the same split of the same version is there."""
@@ -129,8 +129,9 @@ class SplitStep(Step):
         """Write the split's table, unless it is there."""
         if split_is_current(context.lake, self.source, self.name, self.split):
             return Outcome("up to date", skipped=True)
-        table = split_table(context.lake, self.source, self.name, self.split, replace=True)
-        return Outcome(f"{table.count_rows()} rows of {self.source} set aside")
+        counts = split_table(context.lake, self.source, self.name, self.split, replace=True).lineage()["counts"]
+        short = f", {counts['shortfall']} fewer than asked for" if counts["shortfall"] else ""
+        return Outcome(f"{counts['kept']} rows of {self.source} set aside{short}")
 
 
 class SelectStep(Step):

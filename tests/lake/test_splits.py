@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from datas3_ray.errors import UsageError
-from datas3_ray.lake.splits import Split, held_out_ids, split_table
+from datas3_ray.lake.splits import Split, held_out_ids, split_is_current, split_table
 from datas3_ray.selectors import Everything, Random
 
 
@@ -93,3 +96,72 @@ def test_shares_must_be_ranges(share) -> None:
         Split(hash="site", share=share)
     with pytest.raises(ValueError, match="belong together"):
         Split(hash="site")
+
+
+def labels_of(table) -> dict[str, int]:
+    return dict(Counter(table.to_arrow(["label"]).column("label").to_pylist()))
+
+
+@pytest.fixture
+def labelled(lake, make_pool):
+    labels = [["cat", "dog", "owl", None][i % 4] for i in range(400)]
+    ids = [f"r{i:03}" for i in range(400)]
+    return make_pool(lake, "pool", ids, np.ones((400, 4)), fragments=3, label=labels, half=[i % 2 for i in range(400)])
+
+
+def test_a_number_of_rows_is_drawn_by_a_hash(lake, labelled) -> None:
+    one = split_table(lake, "pool", "one", Split(rows=37))
+    assert one.count_rows() == 37 and one.lineage()["counts"]["shortfall"] == 0
+    smaller = split_table(lake, "pool", "smaller", Split(rows=12))
+    ids = [set(table.to_arrow(["id"]).column("id").to_pylist()) for table in (one, smaller)]
+    assert ids[1] < ids[0]
+    other = split_table(lake, "pool", "other", Split(rows=37, seed=1))
+    assert set(other.to_arrow(["id"]).column("id").to_pylist()) != ids[0]
+    few = split_table(lake, "pool", "few", Split(where="half = 1", rows=1000, hash="id", share=(0.0, 0.5)))
+    assert few.count_rows() == 1000 - few.lineage()["counts"]["shortfall"] < 200
+
+
+def test_the_draw_does_not_depend_on_fragments_or_order(lake, make_pool, labelled) -> None:
+    rows = labelled.to_arrow(["id", "label"])
+    back = rows.take(np.arange(400)[::-1].copy())
+    columns = {"label": back.column("label").to_pylist(), "half": [0] * 400}
+    make_pool(lake, "turned", back.column("id").to_pylist(), np.ones((400, 4)), fragments=7, **columns)
+    split = Split(rows=50, stratify="label")
+    drawn = [split_table(lake, table, f"q-{table}", split).to_arrow(["id"]) for table in ("pool", "turned")]
+    assert drawn[0].num_rows == 50 and drawn[0].sort_by("id") == drawn[1].sort_by("id")
+
+
+def test_strata_follow_the_rows_drawn_from_or_another_table(lake, labelled, make_pool) -> None:
+    even = split_table(lake, "pool", "even", Split(rows=30, stratify="label"))
+    assert labels_of(even) == {"cat": 10, "dog": 10, "owl": 10}
+    make_pool(lake, "test", list("abcde"), np.ones((5, 4)), label=["cat", "cat", "cat", "dog", "bear"], half=[0] * 5)
+    like = split_table(lake, "pool", "like", Split(rows=40, stratify="label", like="test"))
+    assert labels_of(like) == {"cat": 30, "dog": 10}
+    assert like.lineage()["inputs"].keys() == {"pool", "test"}
+    # There are 100 cats; what they cannot give the dogs do.
+    many = split_table(lake, "pool", "many", Split(rows=150, stratify="label", like="test"))
+    assert labels_of(many) == {"cat": 100, "dog": 50}
+
+
+def test_a_split_is_stale_when_the_table_it_follows_has_changed(lake, labelled, make_pool) -> None:
+    columns = {"label": ["cat", "dog"], "half": [0, 0]}
+    make_pool(lake, "test", ["a", "b"], np.ones((2, 4)), **columns)
+    split = Split(rows=40, stratify="label", like="test")
+    assert not split_is_current(lake, "pool", "query", split)
+    split_table(lake, "pool", "query", split)
+    assert split_is_current(lake, "pool", "query", split)
+    make_pool(lake, "test", ["c", "d"], np.ones((2, 4)), **columns)
+    assert not split_is_current(lake, "pool", "query", split)
+
+
+def test_what_cannot_be_drawn_is_one_sentence(lake, labelled, make_pool) -> None:
+    make_pool(lake, "test", ["a"], np.ones((1, 4)), label=["bear"], half=[0])
+    with pytest.raises(UsageError, match="label as in test matches nothing"):
+        split_table(lake, "pool", "query", Split(rows=5, stratify="label", like="test"))
+    with pytest.raises(UsageError, match="no column 'lable'"):
+        split_table(lake, "pool", "query", Split(rows=5, stratify="lable"))
+    with pytest.raises(UsageError, match="no table 'tests'"):
+        split_table(lake, "pool", "query", Split(rows=5, stratify="label", like="tests"))
+    for wrong in ({"stratify": "label", "where": "half = 1"}, {"rows": 3, "like": "test"}, {"rows": 0}, {}):
+        with pytest.raises(ValidationError):
+            Split(**wrong)
