@@ -25,6 +25,7 @@ from datas3_ray.selectors.match_dist import MatchDist
 from datas3_ray.selectors.match_label import MatchLabel
 from datas3_ray.selectors.moderate import Moderate
 from datas3_ray.selectors.near_neighbors import NearNeighbors
+from datas3_ray.selectors.nearby import Nearby
 from datas3_ray.selectors.nearest_cluster import NearestCluster
 from datas3_ray.selectors.random import Random
 from datas3_ray.selectors.rds_plus import RDSPlus
@@ -39,6 +40,7 @@ SELECTORS: dict[str, type[Selector]] = {
         Everything,
         Random,
         Expert,
+        Nearby,
         ImageAlign,
         SemDeDup,
         DensityPruning,

@@ -33,7 +33,7 @@ def label_counts(table: Table, column: str) -> tuple[dict[str, int], int]:
     counts: Counter[str] = Counter()
     missing = 0
     for batch in table.dataset.scanner(columns=[column]).to_batches():
-        labels = _texts(batch.column(column))
+        labels = as_texts(batch.column(column))
         missing += labels.null_count
         tally = pc.value_counts(labels.drop_null())
         counts.update(dict(zip(tally.field(0).to_pylist(), tally.field(1).to_pylist(), strict=True)))
@@ -51,7 +51,7 @@ def query_labels(query: Table, column: str) -> tuple[dict[str, int], int]:
 def labelled(fragment: Fragment, column: str) -> Iterator[tuple[pa.Table, pa.Array]]:
     """Eligible rows with a label, and their labels as texts; rows without one are left out and counted invalid."""
     for rows in fragment.batches((column,)):
-        labels = _texts(rows.column(column))
+        labels = as_texts(rows.column(column))
         if labels.null_count:
             fragment.counts.invalid += labels.null_count
             there = labels.is_valid()
@@ -79,6 +79,7 @@ def absent(classes: list[str], sizes: np.ndarray) -> dict[str, object]:
     return {"missing_classes": len(missing), "missing": missing[:20]}
 
 
-def _texts(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+def as_texts(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Labels of any type as texts, in one piece."""
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return column.cast(pa.string())

@@ -18,6 +18,7 @@ PARAMETERS = {
     "everything": {},
     "random": {"size": 60, "seed": 3},
     "expert": {"where": "label = 'a'"},
+    "nearby": {"km": 2000.0, "label": "label"},
     "image_align": {"column": "vec", "x": 3, "size": 60},
     "semdedup": {"column": "vec", "clusters": 6, "size": 60},
     "density_pruning": {"column": "vec", "clusters": 6, "size": 60},
@@ -67,7 +68,12 @@ def more(ids: list[str], labels: list[str]) -> dict[str, pa.Array]:
         "sha256": pa.array([f"{n // 2:064x}" for n in number.tolist()]),
         "phash": pa.array(hashes, pa.uint64()),
         "quality": pa.array((number % 50) / 7),
+        **coordinates(number),
     }
+
+
+def coordinates(number: np.ndarray) -> dict[str, pa.Array]:
+    return {"latitude": pa.array(number % 140 - 70.0), "longitude": pa.array(number % 350 - 170.0)}
 
 
 def build(lake: Lake, make_pool, partitions: int = 3, order: np.ndarray | None = None, vectors=None) -> None:
@@ -78,7 +84,8 @@ def build(lake: Lake, make_pool, partitions: int = 3, order: np.ndarray | None =
     make_pool(lake, "pool", ids, vectors[order], fragments=partitions, **more(ids, labels))
     rng = np.random.default_rng(9)
     queries = default[:20] + 0.1 * rng.normal(size=(20, DIMENSIONS))
-    make_pool(lake, "query", [f"q{i}" for i in range(20)], queries, label=world()[2][:20])
+    columns = {"label": world()[2][:20], **coordinates(np.arange(20))}
+    make_pool(lake, "query", [f"q{i}" for i in range(20)], queries, **columns)
 
 
 def select(lake: Lake, method: str, name: str | None = None, **changes):
