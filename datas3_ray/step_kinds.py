@@ -79,7 +79,7 @@ def _select(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
     within, query = body.pop("within", None), body.pop("query", None)
     methods = list(body)
     if len(methods) != 1:
-        extra = [method for method in methods if method not in SELECTORS]
+        extra = [method for method in methods if method not in SELECTORS and ":" not in method]
         if extra:
             known = ["from", "within", "query", *SELECTORS]
             raise UsageError(f"unknown key '{extra[0]}'; it takes: {', '.join(known)}.{did_you_mean(extra[0], known)}")

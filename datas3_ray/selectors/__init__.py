@@ -27,11 +27,13 @@ from datas3_ray.selectors.moderate import Moderate
 from datas3_ray.selectors.near_neighbors import NearNeighbors
 from datas3_ray.selectors.nearby import Nearby
 from datas3_ray.selectors.nearest_cluster import NearestCluster
+from datas3_ray.selectors.outside import load_class
 from datas3_ray.selectors.random import Random
 from datas3_ray.selectors.rds_plus import RDSPlus
 from datas3_ray.selectors.semdedup import SemDeDup
 from datas3_ray.selectors.ssp import SSP
 from datas3_ray.selectors.stratified import Stratified
+from datas3_ray.selectors.subset_selection import Rows, SubsetSelection
 from datas3_ray.selectors.tsds import TSDS
 
 SELECTORS: dict[str, type[Selector]] = {
@@ -69,11 +71,16 @@ SELECTORS: dict[str, type[Selector]] = {
 
 
 def make_selector(method: str, parameters: dict[str, Any]) -> Selector:
-    """The selector that a recipe names, with its parameters.
+    """The selector that a recipe names, with its parameters; ``package.module:Class`` names one outside the package.
 
     >>> make_selector("random", {"size": 0.5})
     Random(size=0.5, seed=0)
     """
+    if ":" in method:
+        kind = load_class(method, Selector)
+        if SELECTORS.get(kind.method, kind) is not kind:
+            raise UsageError(f"'{method}' calls itself '{kind.method}', as a method here does; give it another name.")
+        return checked(kind, parameters, method)
     if method not in SELECTORS:
         raise UsageError(
             f"no selection method '{method}'; there are: {', '.join(SELECTORS)}.{did_you_mean(method, SELECTORS)}"
@@ -81,4 +88,11 @@ def make_selector(method: str, parameters: dict[str, Any]) -> Selector:
     return checked(SELECTORS[method], parameters, method)
 
 
-__all__ = ["SELECTORS", "Selector", *(selector.__name__ for selector in SELECTORS.values()), "make_selector"]
+__all__ = [
+    "SELECTORS",
+    "Rows",
+    "Selector",
+    "SubsetSelection",
+    *(selector.__name__ for selector in SELECTORS.values()),
+    "make_selector",
+]

@@ -19,6 +19,7 @@ from datas3_ray.lake.lake import check_name
 from datas3_ray.lake.schemas import fingerprint
 from datas3_ray.lake.splits import held_out_ids, split_versions, splits_of
 from datas3_ray.lake.view import Counts, Mapped, View
+from datas3_ray.selectors.outside import code_mark, travels
 
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake, Selection, Table
@@ -157,6 +158,7 @@ class Selector(BaseModel):
         from datas3_ray.runtime import ensure_ray
 
         ensure_ray()
+        travels(type(self))
         view = View(pool, self.vector(), parent.within(pool) if parent else None, held_out_ids(lake, table))
         outcome = self.choose(Inputs(lake, pool, view, asked, parent))
         return _save(lake, name, view, outcome, {**identity, "fingerprint": mark}, started)
@@ -199,8 +201,10 @@ class Selector(BaseModel):
         return lake.image_table(query) if query is not None else None
 
     def _identity(self, pool: Table, parent: Selection | None, query: Table | None) -> dict[str, Any]:
+        code = code_mark(type(self))
         return {
             "method": self.method,
+            **({"code": code} if code else {}),
             "parameters": self.model_dump(mode="json"),
             "table": pool.name,
             "within": parent.name if parent else None,
