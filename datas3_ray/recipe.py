@@ -135,7 +135,7 @@ def run_recipe(
             stale = step.stale(changed)
             plan = f"will run, since {stale} will change" if stale else step.plan(context)
             if not plan.startswith("up to date"):
-                changed.add(step.name)
+                changed.update(step.makes())
             say(f"{step.name:<{width}}  {step.kind:<9} {plan}")
             continue
         started = time.perf_counter()
@@ -237,6 +237,9 @@ def _substitute(value: Any, names: Mapping[str, Any]) -> Any:
     if isinstance(value, list):
         return [_substitute(item, names) for item in value]
     if isinstance(value, str):
+        whole = _PLACEHOLDER.fullmatch(value)
+        if whole and whole.group(1) in names:
+            return names[whole.group(1)]  # a number stays one
         return _PLACEHOLDER.sub(lambda match: str(names.get(match.group(1), match.group(0))), value)
     return value
 
@@ -258,14 +261,15 @@ def _check_names(steps: list[Step], lake: Lake, where: str) -> None:
     """Names are unique, and whatever a step reads is made by an earlier step or is in the lake already."""
     made: set[str] = set()
     for step in steps:
-        if step.name in made:
-            raise UsageError(f"{where}: two steps are named '{step.name}'; names must differ.")
+        twice = made & {step.name, *step.makes()}
+        if twice:
+            raise UsageError(f"{where}: two steps are named '{min(twice)}'; names must differ.")
         for name in step.reads():
             if name not in made and not lake.exists(name):
-                later = any(other.name == name for other in steps)
+                later = any(name in other.makes() for other in steps)
                 why = "comes later; move it up" if later else "is neither an earlier step nor a table of the lake"
                 raise UsageError(f"{where}: step '{step.name}' reads '{name}', which {why}.{did_you_mean(name, made)}")
-        made.add(step.name)
+        made.update({step.name, *step.makes()})
 
 
 def _hint(key: str, values: Mapping[str, Any]) -> str:

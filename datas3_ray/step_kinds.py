@@ -12,6 +12,7 @@ from datas3_ray.lake.splits import Split
 from datas3_ray.selectors import SELECTORS, make_selector
 from datas3_ray.steps import IngestStep, ReportStep, SelectStep, SplitStep, Step, SweepStep, SyntheticStep
 from datas3_ray.steps_auto import AutoStep
+from datas3_ray.steps_benchmark import DeploymentStep, ExpertStep, make_deployment
 from datas3_ray.steps_combine import CombineStep, make_combine
 from datas3_ray.steps_lake import EmbedStep, IndexStep, OptimizeStep, make_embed, make_index
 from datas3_ray.steps_scores import ScoreStep, make_score
@@ -23,7 +24,9 @@ KINDS: dict[str, type[Step]] = {
         IngestStep,
         EmbedStep,
         SplitStep,
+        DeploymentStep,
         SelectStep,
+        ExpertStep,
         CombineStep,
         SweepStep,
         AutoStep,
@@ -109,6 +112,8 @@ _MAKERS: dict[str, Callable[[str, dict[str, Any], type[Step]], Step]] = {
     "select": _select,
     "auto": _auto,
     "combine": make_combine,
+    "deployment": make_deployment,
+    "expert": make_deployment,
     "embed": make_embed,
     "index": make_index,
     "score": make_score,

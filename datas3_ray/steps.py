@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import fsspec
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from datas3_ray import __version__
 from datas3_ray.ingest import IngestConfig, ingest, plan_ingest
@@ -55,6 +55,10 @@ class Step(BaseModel):
     def reads(self) -> list[str]:
         """Tables and selections that must be there before the step."""
         return []
+
+    def makes(self) -> list[str]:
+        """Tables and selections that are there after it: the one of its name."""
+        return [self.name]
 
     def stale(self, changed: set[str]) -> str | None:
         """One of the changed tables that this step reads, or None."""
@@ -180,7 +184,8 @@ class DeploymentSpec(BaseModel):
 class SweepStep(Step):
     """``sweep: {config: FILE, selections: [...], deployments: {NAME: {query: ..., test: ...}}}``.
 
-    ``{deployment}`` in a selection's name stands for the deployment's; the leaderboard shows the name without it.
+    ``{deployment}`` in a selection's name stands for the deployment's; the leaderboard shows the name without it. A
+    list of names stands for deployments with the tables ``NAME-query`` and ``NAME-test``, as their steps make them.
     """
 
     kind: ClassVar[str] = "sweep"
@@ -188,6 +193,13 @@ class SweepStep(Step):
     set: dict[str, Any] = {}
     selections: tuple[str, ...] = ()
     deployments: dict[str, DeploymentSpec]
+
+    @field_validator("deployments", mode="before")
+    @classmethod
+    def _listed(cls, deployments: Any) -> Any:
+        if isinstance(deployments, list) and all(isinstance(name, str) for name in deployments):
+            return {name: {"query": f"{name}-query", "test": f"{name}-test"} for name in deployments}
+        return deployments
 
     def named_selections(self, deployment: str) -> dict[str, str]:
         """Label on the leaderboard -> name of the selection."""

@@ -34,6 +34,7 @@ FLOORS = {
     "report": 6,
     "steps": 7,
     "steps_auto": 7,
+    "steps_benchmark": 7,
     "steps_combine": 7,
     "steps_lake": 7,
     "steps_scores": 7,
@@ -47,7 +48,13 @@ FLOORS = {
 }
 # What may be imported inside a function although it is higher: the user's short cuts on a lake's handle, and a step's
 # look-up of files.
-SHORT_CUTS = {("lake", "ingest"), ("steps", "recipe"), ("steps_auto", "recipe"), ("encoders", "sources")}
+SHORT_CUTS = {
+    ("lake", "ingest"),
+    ("steps", "recipe"),
+    ("steps_auto", "recipe"),
+    ("steps_benchmark", "recipe"),
+    ("encoders", "sources"),
+}
 
 
 def room(path: Path) -> str:

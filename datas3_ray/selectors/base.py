@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import pyarrow as pa
@@ -26,12 +27,17 @@ if TYPE_CHECKING:
 
 
 def _check_size(size: Any) -> Any:
+    if isinstance(size, str) and size.endswith("%"):
+        try:
+            size = float(Decimal(size[:-1].strip()) / 100)
+        except ArithmeticError:
+            raise ValueError("a size in percent is a number and %, such as 25%") from None
     resolve_size(size, 1)
     return size
 
 
 Size = Annotated[int | float, BeforeValidator(_check_size)]
-"""A count (int), or a share of the eligible rows (float in (0, 1], rounded half up)."""
+"""A count (int), or a share of the eligible rows: a float in (0, 1], rounded half up, or a text such as ``25%``."""
 
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 

@@ -297,3 +297,11 @@ def test_parameters_cannot_be_changed_after_construction() -> None:
     selector: Selector = make_selector("random", {"size": 5})
     with pytest.raises(ValueError, match="frozen"):
         selector.size = 6
+
+
+def test_sizes_in_percent() -> None:
+    assert make_selector("random", {"size": "25%"}) == make_selector("random", {"size": 0.25})
+    assert make_selector("random", {"size": "0.1 %"}).size == 0.001
+    for size in ("0%", "101%", "x%", "%", "25"):
+        with pytest.raises(UsageError, match=f"size = '{size}' is not allowed"):
+            make_selector("random", {"size": size})
