@@ -1,7 +1,6 @@
 """A FishTrack23 folder in small: sequences of drawn fish from the programmes of four regions, with every trap.
 
-Fish are bright ellipses on a noisy background whose tint is the region's. Boxes are those of the ellipses. ``counts``
-says what a region has.
+Fish are bright ellipses on a noisy background whose tint is the region's. Boxes are those of the ellipses.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ _LEGEND = (
 )
 
 
-def build(root: Path, *, images: int = 240, size: int = 64, seed: int = 0, videos: bool = False) -> None:
+def build(root: Path, *, images: int = 280, size: int = 64, seed: int = 0, videos: bool = False) -> None:
     """``root/FishTrack23-Latest/{Train,Test}`` with about ``images`` annotated frames of ``size`` pixels a side.
 
-    Each region has five sequences, two of them stereo pairs, so seven folders; each folder has as many
-    annotated frames as another, and two without rows. The traps: boxes that overhang, rows past the end, ``non_fish``
-    rows, two species, tokens, comments of both kinds, file names that are empty or times, rows without species, a line
-    that is none, a sequence without annotations, one in DIVE's COCO. ``videos`` adds a video to each split, which needs
-    OpenCV.
+    Each region has five sites, two of them with a stereo pair, so seven sequences: four in Train and three in Test.
+    Each has as many annotated frames as another (ten by default), and two without rows. The traps: boxes that overhang,
+    rows past the end, ``non_fish`` rows, two species, tokens, comments of both kinds, file names that are empty or
+    times, rows without species, a line that is none, a sequence without annotations, and in each region one sequence in
+    DIVE's COCO. ``videos`` adds a video of eight annotated frames to each split, which needs OpenCV.
     """
     top = root / "FishTrack23-Latest"
     rng = np.random.default_rng(seed)
