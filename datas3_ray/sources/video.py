@@ -40,6 +40,7 @@ _MAGIC = (
 )
 _PACKETS = ((0, 188), (4, 192))  # where packets of a transport stream begin, each with a G, and their size
 _PLACE = re.compile(r"(.+\.(?:" + "|".join(VIDEOS) + r"))#frame=([0-9]+)", re.IGNORECASE | re.DOTALL)
+_INDEXED = (".mp4", ".m4v", ".mov", ".avi")  # of others the number of frames is a guess from their duration
 _CHUNK = 8 << 20
 _MOST_FRAMES = 10_000_000  # a header that promises more is not believed
 _MOST_PIXELS = 100_000_000
@@ -139,8 +140,8 @@ class Video:
             yield image
 
     def count(self) -> int:
-        """How many frames it has: what the header promises, else what can be read; then there are none left to read."""
-        if self.promised:
+        """How many frames it has: what an index in the file says, else what can be read; then none are left to read."""
+        if self.promised and self._uri.lower().endswith(_INDEXED):
             return self.promised
         count = 0
         while count < _MOST_FRAMES and self._capture.grab():
