@@ -35,6 +35,8 @@ REASONS: dict[str, str] = {
     "unreadable_file": "the image's own file could not be opened or read",
     "not_downloaded": "img2dataset did not get the image; its status and message are in the error",
     "bad_record": "a row of the table, or an annotation, is not what the format says it is",
+    "not_a_video": "the file is not a video that can be opened; the error says how many frames were wanted of it",
+    "no_frame": "an annotation is of a frame that its sequence or video does not have",
     # the image
     "not_an_image": "the bytes are no image: a web page, text or garbage",
     "unsupported_format": "an image format other than JPEG, PNG, WebP, GIF, BMP and TIFF",
@@ -175,10 +177,11 @@ class FileSource(Source):
     def group(self, items: Sequence[Item]) -> list[Shard]:
         """Shards of at most ``items_per_shard`` files, in the order given."""
         groups = [items[at : at + self.items_per_shard] for at in range(0, len(items), self.items_per_shard)]
-        return [_as_shard(group) for group in groups]
+        return [as_shard(group) for group in groups]
 
 
-def _as_shard(items: Sequence[Item]) -> Shard:
+def as_shard(items: Sequence[Item]) -> Shard:
+    """Files as one shard, whose name and fingerprint change when one of them does."""
     digest = hashlib.blake2b(digest_size=8)
     for item in items:
         digest.update(f"{item.id}\0{item.fingerprint}\0".encode())
@@ -218,6 +221,7 @@ _SOURCES = {
     "coco": ("datas3_ray.sources.coco", "Coco"),
     "yolo": ("datas3_ray.sources.yolo", "Yolo"),
     "vectors": ("datas3_ray.sources.vectors", "Vectors"),
+    "fishtrack": ("datas3_ray.sources.fishtrack", "FishTrack"),
 }
 
 

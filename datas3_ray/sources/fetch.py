@@ -15,6 +15,7 @@ from datas3_ray.sources.below import options_for
 from datas3_ray.sources.remote import ATTEMPTS, PAUSE, filesystem, is_final, is_remote, local_path
 from datas3_ray.sources.storage import MAX_BYTES, Options, read_file, unreadable
 from datas3_ray.sources.tar_files import is_gzipped, open_tar
+from datas3_ray.sources.video import frame_place
 
 WINDOW_BYTES = 32 << 20
 """Bytes of images, as far as their length is known, that are read before the first of them is given out."""
@@ -89,6 +90,8 @@ def _place(row: dict[str, Any]) -> Range | Found:
         return SampleError("no_image", f"the row has neither an image nor the place of one; {_STORE}")
     if uri.partition("?")[0].lower().endswith(_TABLES):
         return SampleError("no_image", f"the image is inside the table {uri!r}, which has no byte ranges; {_STORE}")
+    if frame_place(uri):
+        return SampleError("no_image", f"the image is a frame of a video, {uri!r}, which has no byte ranges; {_STORE}")
     return Range(uri, row.get("offset") or 0, row.get("length"))
 
 
