@@ -1,0 +1,133 @@
+"""The five recipes of DataS3, each run whole on a small synthetic data set in the official layout."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datas3_ray import Lake
+from datas3_ray.benchmark.deployments import find_deployment, names
+from datas3_ray.benchmark.leaderboard import leaderboard
+from datas3_ray.recipe import load_recipe, run_recipe
+
+RECIPES = Path(__file__).resolve().parents[2] / "pipelines" / "datas3"
+TINY_CLIP = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 8, "head_width": 16},
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+# What makes the paper's settings small: a few queries, one size, few clusters, one grid point, one epoch.
+SMALL = {
+    "changes": {"query.rows": 20},
+    "percents": [50],
+    "agree": [1, 5],
+    "clusters": 10,
+    "size": "50%",
+}
+METHODS = ["everything", "query_set", "expert", "image_align-1", "image_align-5", "near_nbors", "clip_score-50"]
+LABELLED = ["match_label", "match_dist-50"]
+OURS = ["random", "dedup", "near", "rds_plus", "tsds", "classifier"]
+EVERYWHERE = {"everything", "clip_score-50", "random", "dedup"}
+
+
+def settings(folder: Path, dataset: str, data: Path, **more: Any) -> list[str]:
+    clip = folder / "tiny-clip.json"
+    clip.write_text(json.dumps(TINY_CLIP))
+    tiny = {"open_clip": str(clip), "weights": "random", "precision": "float32"}
+    encoders = {"clip": tiny, "clip_text": {**tiny, "input": "caption"}}
+    labelled = LABELLED if find_deployment(names(dataset)[0]).task == "classification" else []
+    methods = [m if m in EVERYWHERE else f"{m}-{{deployment}}" for m in [*METHODS, *labelled, *OURS]]
+    values = {
+        **SMALL,
+        "data": str(data),
+        "lake": str(folder / "lake"),
+        "encoders": encoders,
+        "methods": methods,
+        **more,
+    }
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+PROBE = {"steps.probe.sweep.set.grid": {"lr": [0.01], "batch_size": [32]}, "steps.probe.sweep.set.epochs": 1}
+RESNET = {
+    "steps.resnet50.sweep.set.grid": {"lr": [0.001], "batch_size": [64]},
+    "steps.resnet50.sweep.set.epochs": 1,
+    "steps.resnet50.sweep.set.weights": None,
+    "steps.resnet50.sweep.set.options": {"image_size": 32},
+}
+LORA = {
+    "steps.vit-lora.sweep.set.grid": {"lr": [0.003], "batch_size": [64]},
+    "steps.vit-lora.sweep.set.epochs": 1,
+    "steps.vit-lora.sweep.set.weights": None,
+    "steps.vit-lora.sweep.set.options": {"image_size": 32, "architecture": "test_vit"},
+}
+YOLO = {
+    "steps.yolov8n.sweep.set.grid": {"lr": [0.01], "batch_size": [16]},
+    "steps.yolov8n.sweep.set.epochs": 1,
+    "steps.yolov8n.sweep.set.weights": None,
+    "steps.yolov8n.sweep.set.options": {"image_size": 64},
+}
+
+
+def run(dataset: str, folder: Path, **more: Any) -> Lake:
+    data = folder / "data"
+    if not data.exists():
+        import_module(f"worlds.{dataset.replace('fish_detection', 'fishtrack')}").build(data)
+    root = {
+        "iwildcam": data / "iwildcam_v2.0",
+        "geode": data / "geode",
+        "auto_arborist": data / "auto_arborist",
+        "nuscenes": data,
+        "fish_detection": data / "FishTrack23-Latest",
+    }[dataset]
+    if dataset == "iwildcam":
+        more["gps"] = str(data / "gps_locations.json")
+    recipe = load_recipe(RECIPES / f"{dataset}.yaml", settings(folder, dataset, root, **more))
+    run_recipe(recipe, say=lambda _: None, progress=False)
+    return recipe.lake
+
+
+def board(lake: Lake) -> list[dict[str, Any]]:
+    """The leaderboard without what names a run or a time."""
+    return [
+        {
+            **{key: row[key] for key in ("method", "model", "mean")},
+            "cells": {
+                name: cell and {key: cell[key] for key in ("score", "validation", "subset_size", "test_rows", "metric")}
+                for name, cell in row["deployments"].items()
+            },
+        }
+        for row in leaderboard(lake.results()).to_rows()
+    ]
+
+
+def check(lake: Lake, dataset: str, models: list[str]) -> None:
+    found = board(lake)
+    labelled = LABELLED if find_deployment(names(dataset)[0]).task == "classification" else []
+    assert Counter(row["model"] for row in found) == dict.fromkeys(models, len([*METHODS, *labelled, *OURS]))
+    for row in found:
+        assert set(row["cells"]) == {of.partition("/")[2] for of in names(dataset)}
+        for name, cell in row["cells"].items():
+            deployment = find_deployment(f"{dataset}/{name}")
+            assert cell["metric"] == deployment.metric and cell["test_rows"] > 0, (row["method"], name)
+    assert set(lake.results().column("status").to_pylist()) == {"done"}
+
+
+@pytest.mark.parametrize("dataset", ["iwildcam", "geode", "auto_arborist", "nuscenes", "fish_detection"])
+def test_captions_are_the_deployments_own(dataset: str) -> None:
+    text = (RECIPES / f"{dataset}.yaml").read_text()
+    for of in names(dataset):
+        found = find_deployment(of)
+        assert f'template: "{found.caption}"' in text
+        assert f"{found.name}" in text
+
+
+def test_fish_detection(ray_session: None, tmp_path: Path) -> None:
+    pytest.importorskip("ultralytics")
+    lake = run("fish_detection", tmp_path, **YOLO)
+    check(lake, "fish_detection", ["yolov8n"])
