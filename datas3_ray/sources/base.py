@@ -218,6 +218,8 @@ _SOURCES = {
     "coco": ("datas3_ray.sources.coco", "Coco"),
     "yolo": ("datas3_ray.sources.yolo", "Yolo"),
     "vectors": ("datas3_ray.sources.vectors", "Vectors"),
+    "iwildcam": ("datas3_ray.sources.iwildcam", "IWildCam"),
+    "geode": ("datas3_ray.sources.geode", "GeoDE"),
 }
 
 
