@@ -75,39 +75,32 @@ def read_wilds(root: str, storage_options: Options) -> Iterator[Shot]:
 
 def _wilds_shot(number: int, uri: str, row: dict[str, Any], categories: Mapping[int, tuple[int, str]]) -> Shot:
     fault = ""
-    for name in _UNNAMED:
-        row.pop(name, None)
-    numbers: dict[str, int | None] = {}
-    for name in ("location", "sub_location", "category_id", "y", "location_remapped", "sequence_remapped"):
+    numbers = []
+    for name in ("location", "sub_location", "category_id", "y"):
         value = row.pop(name, None)
         try:
-            numbers[name] = whole_number(value)
+            numbers.append(whole_number(value))
         except ValueError:
-            numbers[name] = None
+            numbers.append(None)
             fault = fault or f"row {number} of {uri!r}: {name} = {value!r} is no whole number"
-    category_id, y = numbers["category_id"], numbers["y"]
-    split = row.pop("split", None)
-    record = {name: numbers[name] for name in ("y", "location_remapped", "sequence_remapped", "sub_location")}
-    if not fault and split is None:
-        fault = f"row {number} of {uri!r} has no split"
+    location, sub_location, category_id, y = numbers
+    split, name = row.pop("split", None), row.pop("filename", None)
+    moment, sequence = row.pop("datetime", None), row.pop("seq_id", None)
+    if split is None:
+        fault = fault or f"row {number} of {uri!r} has no split"
+    record = {key: value for key, value in row.items() if value is not None and key not in _UNNAMED}
+    if y is not None:
+        record["y"] = y
+    if sub_location is not None:
+        record["sub_location"] = sub_location
     known = categories.get(category_id) if category_id is not None else None
-    if known is None or known[0] != y:
+    if known is not None and known[0] == y:
+        record["label"] = known[1]
+    else:
         there = f"category {category_id} has y = {known[0]} there" if known else f"it has no category {category_id}"
         fault = fault or f"row {number} of {uri!r} does not agree with categories.csv: y = {y}, and {there}"
-    else:
-        record["label"] = known[1]  # type: ignore[assignment]
-    return Shot(
-        number,
-        row.pop("filename", None),
-        split,
-        numbers["location"],
-        numbers["sub_location"],
-        row.pop("datetime", None),
-        row.pop("seq_id", None),
-        category_id if known else None,
-        {name: value for name, value in (row | record).items() if value is not None},
-        fault,
-    )
+        category_id = None
+    return Shot(number, name, split, location, sub_location, moment, sequence, category_id, record, fault)
 
 
 def _wilds_categories(uri: str, storage_options: Options) -> dict[int, tuple[int, str]]:

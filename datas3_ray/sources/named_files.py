@@ -21,6 +21,8 @@ from datas3_ray.sources.storage import File, Options, iter_folder
 
 logger = logging.getLogger(__name__)
 
+_ENCODE = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
 
 class NamedFile(NamedTuple):
     """A row: the ``table`` it stands in and its ``number`` there, the file it names below ``folder``, and what it says.
@@ -66,6 +68,8 @@ def whole_number(value: Any) -> int | None:
     if value is None or value == "":
         return None
     if isinstance(value, str):
+        if len(value) < 19 and value.isdecimal():
+            return int(value)
         digits = value.removesuffix(".0")
         if digits.lstrip("+-").isdecimal() and len(digits) <= 20:
             value = int(digits)
@@ -105,7 +109,7 @@ class NamedFiles:
         members: dict[str, Any] = {"json": row.record, "extra": row.extra}
         if fault:
             members[BAD] = ["bad_record", fault]
-        text = json.dumps(members, separators=(",", ":"), ensure_ascii=False)
+        text = _ENCODE(members)
         if not uri:
             name = f"{stem(posixpath.basename(row.table))}/row-{row.number}"
             self._items.append(Item(self._start + row.part + name, row.table, 0, mark(text), text))
