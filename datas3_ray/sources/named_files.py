@@ -8,6 +8,7 @@ import posixpath
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -134,7 +135,7 @@ class NamedFiles:
         items, self._items = self._items, []
         if not items:
             raise UsageError(f"{self._what}: there are no rows.")
-        items.sort(key=lambda item: (item.id, item.uri))
+        items.sort(key=attrgetter("id"))
         if self._folders and not self._there and self._listing is not None:
             folders = ", ".join(map(repr, self._folders))
             example = next(iter(self._folders.values()))
@@ -145,7 +146,7 @@ class NamedFiles:
         if self._listing:
             logger.info("%s: %d images in the folders are named by no row", self._what, len(self._listing))
         if any(one.id == other.id for one, other in pairwise(items)):
-            items = sorted(self._apart(items), key=lambda item: item.id)
+            items = sorted(self._apart(items), key=attrgetter("id"))
         return items
 
     def _apart(self, items: list[Item]) -> Iterator[Item]:
