@@ -222,6 +222,8 @@ _SOURCES = {
     "yolo": ("datas3_ray.sources.yolo", "Yolo"),
     "vectors": ("datas3_ray.sources.vectors", "Vectors"),
     "fishtrack": ("datas3_ray.sources.fishtrack", "FishTrack"),
+    "iwildcam": ("datas3_ray.sources.iwildcam", "IWildCam"),
+    "geode": ("datas3_ray.sources.geode", "GeoDE"),
 }
 
 

@@ -12,11 +12,14 @@ from datas3_ray.sources.remote import Options, in_words
 from datas3_ray.sources.storage import open_file
 
 
-def read_list(uri: str, key: str | None = None, storage_options: Options = None, what: str = "json") -> Iterator[Any]:
+def read_list(
+    uri: str, key: str | None = None, storage_options: Options = None, what: str = "json", optional: bool = False
+) -> Iterator[Any]:
     """The entries of the list under the top-level ``key`` of a file, or of a file that is itself a list, in its order.
 
     The file is read as a stream: memory holds one entry. Whole numbers are ints, others floats. Raises UsageError for
-    a file that is missing, cannot be read, is no JSON, or has no such list; what comes before a fault is yielded.
+    a file that is missing, cannot be read, is no JSON, or has no such list; what comes before a fault is yielded. A
+    list that is ``optional`` may be missing, but nothing else may be in its place.
     """
     import ijson
 
@@ -27,7 +30,17 @@ def read_list(uri: str, key: str | None = None, storage_options: Options = None,
             yield entry
         if not some:
             file.seek(0)
-            _check_list(file, uri, key)
+            _check_list(file, uri, key, optional)
+
+
+def read_value(uri: str, key: str, storage_options: Options = None, what: str = "json") -> Any:
+    """The value under the top-level ``key`` of a file that is one object, such as a small mapping before or behind
+    long lists; None where there is none. Errors are those of :func:`read_list`.
+    """
+    import ijson
+
+    with _opened(uri, storage_options, what) as file:
+        return next(ijson.items(file, key, use_float=True), None)
 
 
 def read_pairs(uri: str, storage_options: Options = None, what: str = "json") -> Iterator[tuple[str, Any]]:
@@ -60,13 +73,18 @@ def _opened(uri: str, storage_options: Options, what: str) -> Iterator[Any]:
         raise UsageError(f"{what}: {uri!r} cannot be read: {in_words(error, storage_options)}.") from None
 
 
-def _check_list(file: Any, uri: str, key: str | None) -> None:
-    """An empty list is fine; a missing one, or something else in its place, is not."""
+def _check_list(file: Any, uri: str, key: str | None, optional: bool) -> None:
+    """An empty list is fine; a missing one, unless it is optional, or something else in its place, is not."""
     import ijson
 
+    whole = None
     for prefix, event, _ in ijson.parse(file):
+        whole = whole or event
         if prefix == (key or "") and event != "map_key":
             if event == "start_array":
                 return
             break
+    else:
+        if optional and whole == "start_map":
+            return
     raise UsageError(f"{uri!r} is no list." if key is None else f"{uri!r} has no list {key!r}.")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from datas3_ray.errors import UsageError
-from datas3_ray.sources.json_stream import read_list, read_pairs
+from datas3_ray.sources.json_stream import read_list, read_pairs, read_value
 
 
 def write(path: Path, value: Any) -> str:
@@ -59,6 +59,24 @@ def test_a_missing_file_and_an_object_that_is_none(tmp_path: Path) -> None:
         list(read_pairs(write(tmp_path / "a.json", [1])))
     with pytest.raises(UsageError, match="breaks off"):
         list(read_pairs(write(tmp_path / "b.json", '{"a": 1, ')))
+
+
+def test_a_list_that_may_be_missing(tmp_path: Path) -> None:
+    uri = write(tmp_path / "a.json", {"images": [1], "info": {"annotations": [2]}})
+    assert list(read_list(uri, "annotations", optional=True)) == []
+    assert list(read_list(uri, "images", optional=True)) == [1]
+    for text in ('{"annotations": 3}', '{"annotations": {}}', "[]", "3"):
+        with pytest.raises(UsageError, match="has no list 'annotations'"):
+            list(read_list(write(tmp_path / "b.json", text), "annotations", optional=True))
+
+
+def test_one_value_before_or_behind_long_lists(tmp_path: Path) -> None:
+    uri = write(tmp_path / "a.json", {"first": {"1": "a"}, "images": [{"last": 4}], "last": {"2": [1.5]}})
+    assert read_value(uri, "first") == {"1": "a"}
+    assert read_value(uri, "last") == {"2": [1.5]}
+    assert read_value(uri, "gone") is None
+    with pytest.raises(UsageError, match="cameras: .* is not JSON, or breaks off"):
+        read_value(write(tmp_path / "b.json", '{"a": '), "b", what="cameras")
 
 
 def test_memory_stays_flat(tmp_path: Path) -> None:
