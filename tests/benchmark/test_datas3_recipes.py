@@ -36,9 +36,10 @@ EVERYWHERE = {"everything", "clip_score-50", "random", "dedup"}
 
 
 def settings(folder: Path, dataset: str, data: Path, **more: Any) -> list[str]:
-    clip = folder / "tiny-clip.json"
-    clip.write_text(json.dumps(TINY_CLIP))
-    tiny = {"open_clip": str(clip), "weights": "random", "precision": "float32"}
+    clip = folder / "tiny-clip"
+    clip.mkdir(exist_ok=True)
+    (clip / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY_CLIP, "preprocess_cfg": {}}))
+    tiny = {"open_clip": f"local-dir:{clip}", "weights": "random", "precision": "float32"}
     encoders = {"clip": tiny, "clip_text": {**tiny, "input": "caption"}}
     labelled = LABELLED if find_deployment(names(dataset)[0]).task == "classification" else []
     methods = [m if m in EVERYWHERE else f"{m}-{{deployment}}" for m in [*METHODS, *labelled, *OURS]]
@@ -125,6 +126,16 @@ def test_captions_are_the_deployments_own(dataset: str) -> None:
         found = find_deployment(of)
         assert f'template: "{found.caption}"' in text
         assert f"{found.name}" in text
+
+
+def test_iwildcam(ray_session: None, tmp_path: Path) -> None:
+    lake = run("iwildcam", tmp_path, **PROBE, **RESNET, **LORA)
+    check(lake, "iwildcam", ["vit_linear_probe", "resnet50", "vit_lora"])
+
+
+def test_geode(ray_session: None, tmp_path: Path) -> None:
+    lake = run("geode", tmp_path, **PROBE, **RESNET, **LORA)
+    check(lake, "geode", ["vit_linear_probe", "resnet50", "vit_lora"])
 
 
 def test_fish_detection(ray_session: None, tmp_path: Path) -> None:
