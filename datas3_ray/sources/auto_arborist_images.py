@@ -297,7 +297,8 @@ class _Join:
     def _add(self, tree: _Tree, table: _Table) -> None:
         fault, key, count = tree.fault, tree.key, 2
         if key in self._first:
-            fault = SampleError("duplicate_key", f"the tree {key!r} is in {self._first[key].uri!r} before")
+            if fault is None or fault.reason != "duplicate_key":
+                fault = SampleError("duplicate_key", f"the tree {key!r} is in {self._first[key].uri!r} before")
             while f"{key}#{count}" in self._first:
                 count += 1
             key = f"{key}#{count}"
