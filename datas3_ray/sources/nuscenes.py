@@ -85,9 +85,8 @@ class NuScenes(Files, FileSource):
         """
         root = absolute(self.nuscenes, self.storage_options)
         tables = Tables(f"{root}/{self.version}", self.channel, self.storage_options)
-        taken = [
-            chosen for chosen in self._taken(CanBus(f"{root}/can_bus", self.steering, self.storage_options), tables)
-        ]
+        can = CanBus(f"{root}/can_bus", self.steering, self.storage_options)
+        taken = list(self._taken(can, tables))
         if not taken and not tables.bad:
             raise UsageError(f"nuscenes: the tables in {root + '/' + self.version!r} have no frame of {self.channel}.")
         items = _Items(root, self._prefix(root), self.storage_options).items(taken)
