@@ -175,7 +175,6 @@ class _Join:
         self._first: dict[str, _Table] = {}
         self._cities: set[str] = set()
         self._splits: set[str] = set()
-        self._there = 0
 
     def items(self) -> list[Item]:
         source = self._source
@@ -185,9 +184,9 @@ class _Join:
         for table in tables:
             self._read(table)
         source.check_chosen(self._cities, self._splits)
-        if not self._there:
+        if not self._images.taken:
             raise UsageError(
-                f"auto_arborist: none of the {len(self._items)} trees asked for has an image below "
+                f"auto_arborist: none of the trees, {len(self._items)} of which are asked for, has an image below "
                 f"{self._images.folder!r}, where {len(self._images.by_path)} images are; correct `images:`, or "
                 f"`file:`, which is {self._images.shape!r}."
             )
@@ -311,7 +310,6 @@ class _Join:
         id = f"{self._prefix}/{key}" if self._prefix else key
         size = tree.file.size if tree.file else 0
         self._items[id] = Item(id, tree.uri, size, mark(written, text), text)
-        self._there += tree.file is not None
 
 
 def _table(uri: str) -> _Table:
