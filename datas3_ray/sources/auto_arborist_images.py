@@ -261,8 +261,8 @@ class _Join:
             "taxonomy_id": source.taxonomy_id(_whole(row.get("taxonomy_id"), where)),
             "captured": row.get("capturetime") if source.view == "streetlevel" else None,
         }
-        genus = row.get("genus")
-        known = {"label": genus and genus.lower(), "idx": idx, "class": row.get("label"), "tree_city": row.get("city")}
+        genus = (row.get("genus") or "").strip().lower()
+        known = {"label": genus or None, "idx": idx, "class": row.get("label"), "tree_city": row.get("city")}
         used = {*_USED, *_LATITUDES, *_LONGITUDES, *paths}
         known |= {name: value for name, value in row.items() if name not in used}
         record = {name: value for name, value in known.items() if value is not None}

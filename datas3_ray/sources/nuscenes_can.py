@@ -118,7 +118,7 @@ class CanBus:
         for entry in read_list(uri, None, self._options, "nuscenes"):
             time = entry.get("utime") if isinstance(entry, dict) else None
             value = _number(entry.get(key)) if isinstance(entry, dict) else None
-            if isinstance(time, int) and not isinstance(time, bool) and value is not None:
+            if isinstance(time, int) and not isinstance(time, bool) and 0 <= time < 2**63 and value is not None:
                 entries.append((time, value))
             else:
                 odd += 1

@@ -51,6 +51,13 @@ def read_tfrecords(file: IO[bytes], max_bytes: int, verify: bool = True) -> Iter
     [Record(offset=12, length=5, data=b'a cat', intact=True)]
     """
     stream = _Stream(file)
+    try:
+        yield from _records(stream, max_bytes, verify)
+    finally:
+        stream.release()
+
+
+def _records(stream: _Stream, max_bytes: int, verify: bool) -> Iterator[Record]:
     at = 0
     while header := stream.take(_HEADER, at):
         if len(header) < _HEADER:
@@ -89,6 +96,10 @@ class _Stream:
     def __init__(self, file: IO[bytes]) -> None:
         raw: Any = file
         self._file = io.BufferedReader(raw, _BUFFER)
+
+    def release(self) -> None:
+        """Leave the file to whom it belongs."""
+        self._file.detach()
 
     def take(self, size: int, at: int) -> bytes:
         """The next ``size`` bytes, or as many as there are."""

@@ -153,12 +153,13 @@ def test_the_other_spelling_of_a_scene(tmp_path: Path) -> None:
 def test_odd_messages_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_tables(tmp_path, drive(tmp_path, [SECOND + 4_000]))
     odd: list[Any] = [7, {"utime": 1.5, "value": 1}, {"utime": True, "value": 1}, {"utime": SECOND + 4000}]
+    odd.append({"utime": -1, "value": 1})
     odd += [{"utime": SECOND + 4000, "value": value} for value in ("1", True, None)]
     good = [{"utime": time, "value": value} for time, value in MESSAGES]
     (tmp_path / "can_bus/scene-0001_steeranglefeedback.json").write_text(json.dumps([*odd, *good]))
     with caplog.at_level(logging.WARNING):
         assert values(read(tmp_path)) == {SECOND + 4_000: 0.5}
-    assert "7 messages of" in caplog.text
+    assert "8 messages of" in caplog.text
 
 
 def write_monitor(top: Path, entries: Sequence[tuple[int, float, float]]) -> None:

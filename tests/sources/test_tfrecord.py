@@ -69,6 +69,15 @@ def test_records_with_their_places() -> None:
         assert data[record.offset : record.offset + record.length] == record.data
 
 
+def test_the_file_stays_its_owner_s() -> None:
+    file = io.BytesIO(framed(b"one") * 2)
+    reader = read_tfrecords(file, 100)
+    next(reader)
+    del reader
+    assert not file.closed
+    assert len(list(read_tfrecords(io.BytesIO(file.getvalue()), 100))) == 2
+
+
 def test_what_another_writer_wrote(tmp_path: Path) -> None:
     writer = pytest.importorskip("tensorboard.summary.writer.record_writer")
     with open(tmp_path / "events", "wb") as file:
