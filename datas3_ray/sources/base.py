@@ -20,7 +20,7 @@ REASONS: dict[str, str] = {
     # the shard
     "unreadable_shard": "the shard could not be opened or read to its end",
     "not_a_tar": "the file is not an uncompressed tar archive",
-    "truncated_shard": "the tar is cut off or damaged; the samples before were kept, what follows cannot be found",
+    "truncated_shard": "the file is cut off or damaged; the samples before were kept, what follows cannot be found",
     "not_a_table": "the file is not the table it should be, or is cut off or damaged; the rows before were kept",
     "empty_shard": "the shard holds no samples",
     # the sample
@@ -37,6 +37,9 @@ REASONS: dict[str, str] = {
     "bad_record": "a row of the table, or an annotation, is not what the format says it is",
     "not_a_video": "the file is not a video that can be opened; the error says how many frames were wanted of it",
     "no_frame": "an annotation is of a frame that its sequence or video does not have",
+    "damaged_record": "the checksum of a record is not that of its bytes",
+    "no_can": "the scene of a frame has no CAN bus messages of the steering",
+    "no_match": "no steering value is near enough to the time of a frame",
     # the image
     "not_an_image": "the bytes are no image: a web page, text or garbage",
     "unsupported_format": "an image format other than JPEG, PNG, WebP, GIF, BMP and TIFF",
@@ -220,6 +223,8 @@ _SOURCES = {
     "hf": ("datas3_ray.sources.hf", "HF"),
     "coco": ("datas3_ray.sources.coco", "Coco"),
     "yolo": ("datas3_ray.sources.yolo", "Yolo"),
+    "auto_arborist": ("datas3_ray.sources.auto_arborist", "AutoArborist"),
+    "nuscenes": ("datas3_ray.sources.nuscenes", "NuScenes"),
     "vectors": ("datas3_ray.sources.vectors", "Vectors"),
     "fishtrack": ("datas3_ray.sources.fishtrack", "FishTrack"),
     "iwildcam": ("datas3_ray.sources.iwildcam", "IWildCam"),
