@@ -16,7 +16,6 @@ from datas3_ray.errors import UsageError, checked, did_you_mean
 from datas3_ray.sources.base import Reject, Sample, SampleError, Shard, Source
 from datas3_ray.sources.below import absolute, folder_of, last_folders
 from datas3_ray.sources.files import mark
-from datas3_ray.sources.own_columns import check_not_mapped
 from datas3_ray.sources.storage import Files, Pattern, Root, in_words, iter_folder, open_file
 from datas3_ray.sources.tf_example import ExampleError, Feature, byte_spans, first_text, numbers, parse_example
 from datas3_ray.sources.tfrecord import Record, RecordFileError, read_tfrecords
@@ -70,6 +69,7 @@ class Trees(Files):
     auto_arborist: Root
     view: View = "streetlevel"
     cities: Annotated[_Words | None, AfterValidator(_city_names)] = None
+    without_cities: Annotated[_Words | None, AfterValidator(_city_names)] = None
     splits: _Words | None = None
     label_base: Literal[0, 1] = 0
     id_folders: Annotated[int, Field(ge=0, le=32)] = 1
@@ -81,6 +81,7 @@ class Trees(Files):
     def described(self, form: str) -> str:
         """One line for the plan."""
         cities = "all cities" if self.cities is None else ", ".join(self.cities)
+        cities += f" but {', '.join(self.without_cities)}" if self.without_cities else ""
         names = ", ".join([*self.columns.fields_by_name(), *(field.name for field in FIELDS)])
         return f"auto_arborist {self.auto_arborist} ({form}, {self.view}, {cities}); columns {names}"
 
@@ -95,7 +96,12 @@ class Trees(Files):
 
     def check_chosen(self, cities: Iterable[str], splits: Iterable[str]) -> None:
         """Raises UsageError for a city or split that is asked for and is not there."""
-        for option, wanted, there in (("cities", self.cities, cities), ("splits", self.splits, splits)):
+        there_are = list(cities)
+        for option, wanted, there in (
+            ("cities", self.cities, there_are),
+            ("without_cities", self.without_cities, there_are),
+            ("splits", self.splits, splits),
+        ):
             known = sorted(set(there))
             for name in wanted or ():
                 if name not in known:
@@ -106,7 +112,9 @@ class Trees(Files):
 
     def chosen(self, city: str, split: str | None) -> bool:
         """Whether the recipe asks for trees of this city and split."""
-        return (self.cities is None or city in self.cities) and (self.splits is None or split in self.splits)
+        wanted = self.cities is None or city in self.cities
+        unwanted = self.without_cities is not None and city in self.without_cities
+        return wanted and not unwanted and (self.splits is None or split in self.splits)
 
     def taxonomy_id(self, written: int | None) -> int | None:
         """A genus' number counted from zero.
@@ -141,13 +149,9 @@ class AutoArborist(Trees, Source):
         """The source of a recipe's mapping ``{auto_arborist: folder, view: streetlevel, ...}``, in either form."""
         from datas3_ray.sources.auto_arborist_images import AutoArboristImages
 
-        source: AutoArborist | AutoArboristImages
         if any(key in spec for key in ("images", "trees", "file")):
-            source = checked(AutoArboristImages, spec, "source")
-        else:
-            source = checked(AutoArborist, spec, "source")
-        check_not_mapped(source.columns, FIELDS)
-        return source
+            return checked(AutoArboristImages, spec, "source")
+        return checked(AutoArborist, spec, "source")
 
     def describe(self) -> str:
         """One line for the plan; reads nothing."""

@@ -12,11 +12,10 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 from pydantic import AfterValidator, Field
 
 from datas3_ray.errors import UsageError, checked
-from datas3_ray.sources.auto_arborist import FIELDS, Trees, city_name
+from datas3_ray.sources.auto_arborist import Trees, city_name
 from datas3_ray.sources.base import FileSource, Item, Reject, Sample, SampleError, Shard
 from datas3_ray.sources.below import absolute, below
 from datas3_ray.sources.files import BAD, is_image, mark, read_items
-from datas3_ray.sources.own_columns import check_not_mapped
 from datas3_ray.sources.records import read_records
 from datas3_ray.sources.storage import File, Pattern, Patterns, find_files, is_remote, list_folder
 
@@ -62,9 +61,7 @@ class AutoArboristImages(Trees, FileSource):
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> AutoArboristImages:
         """The source of a recipe's mapping ``{auto_arborist: folder, images: folder, trees: CSVs, ...}``."""
-        source = checked(cls, spec, "source")
-        check_not_mapped(source.columns, FIELDS)
-        return source
+        return checked(cls, spec, "source")
 
     def describe(self) -> str:
         """One line for the plan; reads nothing."""

@@ -253,16 +253,22 @@ def parse_source(spec: Mapping[str, Any]) -> Source:
         raise UsageError(f"source: unknown kind {named!r}; it is one of {known}.{did_you_mean(named, _SOURCES)}")
     module, attribute = _SOURCES[kinds[0]]
     source: Source = getattr(import_module(module), attribute).from_spec(spec)
-    _check_template(source)
+    _check_columns(source)
     return source
 
 
-def _check_template(source: Source) -> None:
-    """The caption's template may read every column but itself and what is left over."""
+def _check_columns(source: Source) -> None:
+    """Nothing is mapped to a column that the source fills; a caption's template may read any column but itself."""
+    own = [field.name for field in source.own_fields()]
+    for column in source.columns.mapped:
+        if column.name.lower() in own:
+            raise UsageError(
+                f"columns: {column.name!r} is a column that this source fills itself; choose another name."
+            )
     template = source.columns.template
     if template is None:
         return
     if isinstance(source, VectorSource):
         raise UsageError(f"columns: caption: a template is for sources of images; {source.name} brings its captions.")
-    names = [*source.columns.fields_by_name(), *(field.name for field in source.own_fields())]
+    names = [*source.columns.fields_by_name(), *own]
     template.check([name for name in names if name not in ("caption", "meta")])

@@ -5,15 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
-from datas3_ray.errors import UsageError
 from datas3_ray.sources.base import Reject, Sample, SampleError
-
-if TYPE_CHECKING:
-    from datas3_ray.sources.columns import Columns
 
 BOXES = pa.field(
     "boxes",
@@ -45,12 +41,6 @@ class Box(NamedTuple):
     y: float
     w: float
     h: float
-
-
-def check_no_boxes_column(columns: Columns) -> None:
-    """Raises UsageError where a recipe maps something to the name that the boxes have."""
-    if any(column.name.lower() == "boxes" for column in columns.mapped):
-        raise UsageError("columns: 'boxes' is a column that this source fills itself; choose another name.")
 
 
 def numbers(values: Any, count: int) -> tuple[float, ...] | None:

@@ -19,7 +19,6 @@ from datas3_ray.sources.boxes import (
     BOXES,
     Box,
     as_values,
-    check_no_boxes_column,
     clip,
     finished,
     image_size,
@@ -54,9 +53,7 @@ class Coco(Files, FileSource):
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Coco:
         """The source of a recipe's mapping ``{coco: pattern or patterns, images: folder, columns: {...}, ...}``."""
-        source = checked(cls, spec, "source")
-        check_no_boxes_column(source.columns)
-        return source
+        return checked(cls, spec, "source")
 
     def own_fields(self) -> list[pa.Field]:
         """The column ``boxes``."""

@@ -74,14 +74,7 @@ class FishTrack(Files, FileSource):
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> FishTrack:
         """The source of a recipe's mapping ``{fishtrack: folder, frames: annotated, columns: {...}, ...}``."""
-        source = checked(cls, spec, "source")
-        own = [field.name for field in _FIELDS]
-        for column in source.columns.mapped:
-            if column.name.lower() in own:
-                raise UsageError(
-                    f"columns: {column.name!r} is a column that this source fills itself; choose another name."
-                )
-        return source
+        return checked(cls, spec, "source")
 
     @property
     def ranged(self) -> bool:  # type: ignore[override]

@@ -17,7 +17,7 @@ from datas3_ray.sources.arrow_rows import BATCH_ROWS, Layout, find_layout, sampl
 from datas3_ray.sources.arrow_tables import ArrowTable, ParquetTable, TableError
 from datas3_ray.sources.base import Reject, Sample, SampleError, Shard, Source
 from datas3_ray.sources.below import absolute, below, folder_of, last_folders, stem
-from datas3_ray.sources.boxes import BOXES, BoxFormat, as_values, check_no_boxes_column, clip, image_size
+from datas3_ray.sources.boxes import BOXES, BoxFormat, as_values, clip, image_size
 from datas3_ray.sources.hf_features import boxes_of, class_columns, features_of, image_columns, named
 from datas3_ray.sources.parquet import NamedFiles
 from datas3_ray.sources.storage import File, Files, as_list, list_folder, read_file
@@ -62,9 +62,7 @@ class HF(Files, Source):
     def from_spec(cls, spec: Mapping[str, Any]) -> HF:
         """The source of a recipe's mapping ``{hf: folder, splits: [...], columns: {...}, ...}``."""
         source = checked(cls, spec, "source")
-        if source.boxes:
-            check_no_boxes_column(source.columns)
-        elif "box_format" in spec:
+        if not source.boxes and "box_format" in spec:
             raise UsageError("source: box_format says how the column that `boxes:` names is written; set it, too.")
         return source
 

@@ -17,7 +17,7 @@ from datas3_ray.sources.below import absolute, last_folders, stem
 from datas3_ray.sources.camera_traps import Shot, read_animals, read_camera_traps, read_gps, read_wilds
 from datas3_ray.sources.coco_json import split_of
 from datas3_ray.sources.files import read_items
-from datas3_ray.sources.named_files import NamedFile, NamedFiles, check_own_columns, list_images
+from datas3_ray.sources.named_files import NamedFile, NamedFiles, list_images
 from datas3_ray.sources.storage import File, Files, Pattern, Patterns, Root, as_list, find_files, iter_folder
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,6 @@ class IWildCam(Files, FileSource):
         source = checked(cls, spec, "source")
         if isinstance(source.images, dict) and source.annotations is None:
             raise UsageError("source: `images:` as a mapping needs `annotations:`, whose files it names.")
-        check_own_columns(source.columns, source.own_fields())
         return source
 
     def own_fields(self) -> list[pa.Field]:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-
 from datas3_ray.errors import UsageError
 from datas3_ray.sources.base import Item, SampleError
 from datas3_ray.sources.below import below, stem
-from datas3_ray.sources.columns import Columns
 from datas3_ray.sources.files import BAD, is_image, mark, unique_keys
 from datas3_ray.sources.storage import File, Options, iter_folder
 
@@ -41,21 +38,6 @@ class NamedFile(NamedTuple):
     extra: dict[str, Any]
     fault: str = ""
     part: str = ""
-
-
-def check_own_columns(columns: Columns, fields: Iterable[pa.Field]) -> None:
-    """Raises UsageError where a recipe maps something to the name of a column that the source fills itself.
-
-    >>> check_own_columns(Columns.parse({"Split": "row.part"}), [pa.field("split", pa.string())])
-    Traceback (most recent call last):
-    datas3_ray.errors.UsageError: columns: 'Split' is a column that this source fills itself; choose another name.
-    """
-    own = {field.name.lower() for field in fields}
-    for column in columns.mapped:
-        if column.name.lower() in own:
-            raise UsageError(
-                f"columns: {column.name!r} is a column that this source fills itself; choose another name."
-            )
 
 
 def whole_number(value: Any) -> int | None:

@@ -16,7 +16,6 @@ from datas3_ray.sources.below import absolute, below, folder_of, last_folders, s
 from datas3_ray.sources.files import BAD, mark, read_items, unique_keys
 from datas3_ray.sources.nuscenes_can import SPEED_WITHIN, CanBus, Match, Messages, Steering
 from datas3_ray.sources.nuscenes_tables import Frame, Scene, Tables
-from datas3_ray.sources.own_columns import check_not_mapped
 from datas3_ray.sources.storage import File, Files, Root, list_folder
 
 logger = logging.getLogger(__name__)
@@ -61,9 +60,7 @@ class NuScenes(Files, FileSource):
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> NuScenes:
         """The source of a recipe's mapping ``{nuscenes: folder, rate: 2, match: nearest, ...}``."""
-        source = checked(cls, spec, "source")
-        check_not_mapped(source.columns, FIELDS)
-        return source
+        return checked(cls, spec, "source")
 
     def own_fields(self) -> list[pa.Field]:
         """The columns of FIELDS."""

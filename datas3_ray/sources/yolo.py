@@ -15,7 +15,7 @@ from datas3_ray.errors import UsageError, checked, did_you_mean
 from datas3_ray.sources.arrow_tables import TableError
 from datas3_ray.sources.base import FileSource, Item, Reject, Sample, SampleError, Shard
 from datas3_ray.sources.below import absolute, below, folder_of, last_folders, stem
-from datas3_ray.sources.boxes import BOXES, as_values, check_no_boxes_column, finished, image_size, only_label
+from datas3_ray.sources.boxes import BOXES, as_values, finished, image_size, only_label
 from datas3_ray.sources.files import BAD, is_image, mark, read_items
 from datas3_ray.sources.storage import File, Files, PassingError, as_list, list_folder, read_file
 from datas3_ray.sources.yolo_labels import parse_data_yaml, parse_labels
@@ -49,9 +49,7 @@ class Yolo(Files, FileSource):
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> Yolo:
         """The source of a recipe's mapping ``{yolo: data.yaml or folder, splits: [...], columns: {...}, ...}``."""
-        source = checked(cls, spec, "source")
-        check_no_boxes_column(source.columns)
-        return source
+        return checked(cls, spec, "source")
 
     def own_fields(self) -> list[pa.Field]:
         """The column ``boxes``."""

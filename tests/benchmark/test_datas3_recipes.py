@@ -29,6 +29,11 @@ SMALL = {
     "clusters": 10,
     "size": "50%",
 }
+# Where the paper's shares of a large data set would leave nothing of a small one.
+CHANGES = {
+    "geode": {"query.share": [0.0, 0.15], "test.share": [0.15, 0.4]},
+    "fish_detection": {"query.hash": "id", "test.hash": "id"},
+}
 METHODS = ["everything", "query_set", "expert", "image_align-1", "image_align-5", "near_nbors", "clip_score-50"]
 LABELLED = ["match_label", "match_dist-50"]
 OURS = ["random", "dedup", "near", "rds_plus", "tsds", "classifier"]
@@ -51,6 +56,7 @@ def settings(folder: Path, dataset: str, data: Path, **more: Any) -> list[str]:
         "methods": methods,
         **more,
     }
+    values["changes"] = {**SMALL["changes"], **CHANGES.get(dataset, {})}
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
@@ -59,7 +65,7 @@ RESNET = {
     "steps.resnet50.sweep.set.grid": {"lr": [0.001], "batch_size": [64]},
     "steps.resnet50.sweep.set.epochs": 1,
     "steps.resnet50.sweep.set.weights": None,
-    "steps.resnet50.sweep.set.options": {"image_size": 32},
+    "steps.resnet50.sweep.set.options": {"image_size": 40},
 }
 LORA = {
     "steps.vit-lora.sweep.set.grid": {"lr": [0.003], "batch_size": [64]},
@@ -83,7 +89,7 @@ def run(dataset: str, folder: Path, **more: Any) -> Lake:
         "iwildcam": data / "iwildcam_v2.0",
         "geode": data / "geode",
         "auto_arborist": data / "auto_arborist",
-        "nuscenes": data,
+        "nuscenes": data / "nuscenes",
         "fish_detection": data / "FishTrack23-Latest",
     }[dataset]
     if dataset == "iwildcam":
@@ -136,6 +142,18 @@ def test_iwildcam(ray_session: None, tmp_path: Path) -> None:
 def test_geode(ray_session: None, tmp_path: Path) -> None:
     lake = run("geode", tmp_path, **PROBE, **RESNET, **LORA)
     check(lake, "geode", ["vit_linear_probe", "resnet50", "vit_lora"])
+
+
+def test_auto_arborist(ray_session: None, tmp_path: Path) -> None:
+    lake = run("auto_arborist", tmp_path, **PROBE, **RESNET, **LORA)
+    check(lake, "auto_arborist", ["vit_linear_probe", "resnet50", "vit_lora"])
+    cities = set(lake.table("pool").to_arrow(["city"]).column("city").to_pylist())
+    assert "surrey" in cities and not cities & {"los_angeles", "washington_dc"}
+
+
+def test_nuscenes(ray_session: None, tmp_path: Path) -> None:
+    lake = run("nuscenes", tmp_path, **PROBE, **RESNET, **LORA)
+    check(lake, "nuscenes", ["vit_linear_probe", "resnet50", "vit_lora"])
 
 
 def test_fish_detection(ray_session: None, tmp_path: Path) -> None:
