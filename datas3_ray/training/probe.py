@@ -1,9 +1,10 @@
 """A linear probe: multinomial logistic or linear regression on fixed vectors, trained by Adam in mini-batches.
 
 The loop is written for many short runs: rows are gathered by a permutation instead of a data loader, the gradient of
-the loss is written out instead of recorded, and nothing is copied but one batch, so a run costs little more than its
-matrix products. The result depends on the data and the settings alone, never on the order in which rows were stored
-(:mod:`datas3_ray.training.data` sorts them by id) or on what else runs.
+the loss is written out instead of recorded, and nothing is copied but some batches at a time
+(:mod:`datas3_ray.training.probe_layer`), so a run costs little more than its matrix products. The result depends on the
+data and the settings alone, never on the order in which rows were stored (:mod:`datas3_ray.training.data` sorts them by
+id) or on what else runs.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import numpy as np
 import torch
 
 from datas3_ray.training.metrics import metric
+from datas3_ray.training.probe_layer import ProbeLayer, loss_sum
 from datas3_ray.training.target import Target
 
 CHUNK_ROWS = 8192
-_BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,15 @@ def fit_probe(
     data = _Data.of(x, y if target is None else target.scaled(y), train, validation, on)
     scale = _Scale.fit(data.x, data.train, settings)
     factor = scale.factors(data.x, data.train)
-    layer = _Layer(len(classes) or 1, data.x.shape[1], settings, on)
+    layer = ProbeLayer(
+        len(classes) or 1,
+        data.x.shape[1],
+        batch_size=min(settings.batch_size, len(train)),
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        regression=target is not None,
+        device=on,
+    )
     weight, bias = layer.weight, layer.bias
     order = torch.Generator().manual_seed(settings.seed)
     score = metric(settings.metric)
@@ -164,14 +173,10 @@ def fit_probe(
     for number in range(1, settings.epochs + 1):
         shuffle = torch.randperm(len(data.train), generator=order).to(on)
         shuffled = data.train[shuffle]
-        total = torch.zeros((), device=on)
-        parts = (part.split(settings.batch_size) for part in (shuffled, data.y[shuffled], factor[shuffle]))
-        for batch, truths, factors in zip(*parts, strict=True):
-            total += layer.step(scale(data.x.index_select(0, batch), factors), truths)
-        train_loss = float(total) / len(shuffled)
+        train_loss = layer.learn(data.x, shuffled, data.y[shuffled], scale, factor[shuffle]) / len(shuffled)
         logits = _logits(data.x, data.validation, weight, bias, scale)
         value = score(_predicted(logits.cpu(), target), plain_truth)
-        validation_loss = float(_loss(logits, truth)[0]) / len(truth)
+        validation_loss = float(loss_sum(logits, truth)) / len(truth)
         epoch = Epoch(number, train_loss, validation_loss, value)
         history.append(epoch)
         if on_epoch is not None:
@@ -251,50 +256,6 @@ class _Data:
             places[: len(rows[0])],
             places[len(rows[0]) :],
         )
-
-
-class _Layer:
-    """Weight (c, d) and bias (c,) in one piece of memory, and Adam (Kingma and Ba 2015, algorithm 1) on both."""
-
-    def __init__(self, outputs: int, dimensions: int, settings: ProbeSettings, device: torch.device) -> None:
-        def zeros() -> torch.Tensor:
-            return torch.zeros(outputs * (dimensions + 1), device=device)
-
-        self.lr, self.weight_decay, self.steps = settings.lr, settings.weight_decay, 0
-        self._both, self._gradient, self._first, self._second, self._root = (zeros() for _ in range(5))
-        split = outputs * dimensions
-        self.weight, self.bias = self._both[:split].view(outputs, dimensions), self._both[split:]
-        self._by_weight, self._by_bias = self._gradient[:split].view(outputs, dimensions), self._gradient[split:]
-
-    def step(self, rows: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        """One mini-batch of scaled rows (b, d). Returns the summed loss."""
-        loss, residual = _loss(torch.addmm(self.bias, rows, self.weight.t()), truth)
-        residual.div_(len(rows))
-        torch.mm(residual.t(), rows, out=self._by_weight)
-        torch.sum(residual, 0, out=self._by_bias)
-        if self.weight_decay:
-            self._by_weight.add_(self.weight, alpha=self.weight_decay)
-        self.steps += 1
-        self._first.lerp_(self._gradient, 1 - _BETA1)
-        self._second.mul_(_BETA2).addcmul_(self._gradient, self._gradient, value=1 - _BETA2)
-        # The bias correction of the second moment, taken out of the root.
-        scale = math.sqrt(1 - _BETA2**self.steps)
-        root = torch.sqrt(self._second, out=self._root).add_(_EPSILON * scale)
-        self._both.addcdiv_(self._first, root, value=-self.lr * scale / (1 - _BETA1**self.steps))
-        return loss
-
-
-def _loss(outputs: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The summed loss of outputs (b, k), which are overwritten, and its gradient by them (b, k)."""
-    if truth.is_floating_point():
-        difference = outputs.sub_(truth.unsqueeze(1))
-        return difference.square().sum(), difference.mul_(2)
-    labels = truth.unsqueeze(1)
-    log_likelihood = torch.log_softmax(outputs, 1)
-    loss = -log_likelihood.gather(1, labels).sum()
-    residual = log_likelihood.exp_()  # softmax less one hot
-    residual.scatter_add_(1, labels, residual.new_full(labels.shape, -1.0))
-    return loss, residual
 
 
 def _predicted(outputs: torch.Tensor, target: Target | None) -> np.ndarray:
