@@ -17,10 +17,11 @@ from markupsafe import Markup
 from datas3_ray import __version__
 from datas3_ray.errors import UsageError
 from datas3_ray.lake import Lake, Selection
+from datas3_ray.lake.storage import public_uri
 from datas3_ray.report import formats
 from datas3_ray.report.board import Board, boards
 from datas3_ray.report.card import Card, card, draft
-from datas3_ray.report.facts import Encoder, ImageTable, Reject, image_tables, public_uri
+from datas3_ray.report.facts import Encoder, ImageTable, Reject, image_tables
 from datas3_ray.report.gallery import Album, Thumb
 from datas3_ray.report.matrix import Matrix, matrices
 
@@ -28,7 +29,7 @@ MAX_PICTURES = 1600
 """Pictures that the galleries of one page show together."""
 MAX_SAMPLES = 500
 
-_TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,11 @@ def write_report(
     path = Path(path)
     chosen = _selections(lake, selections)
     page = _page(lake, chosen, title, samples, seed, now or datetime.now(timezone.utc))
-    text = _environment().get_template("report.html.j2").render(page=page)
+    return write_page(environment().get_template("report.html.j2").render(page=page), path)
+
+
+def write_page(text: str, path: Path) -> Path:
+    """Write a page in one step, with the folders that are missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -138,7 +143,7 @@ def _page(lake: Lake, selections: list[Selection], title: str | None, samples: i
         if drafted.query is not None:
             album.load(drafted.query, drafted.query_sample)
     cards = [card(lake, drafted, album, number) for number, drafted in enumerate(drafts, 1)]
-    style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
+    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     fewer = f"Galleries show {per_gallery} pictures each instead of {samples}, so that the page stays small."
     results = lake.results()
     return Page(
@@ -200,9 +205,10 @@ def _facts(identity: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=False
+def environment() -> Environment:
+    """The templates, with what they call on."""
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=False
     )
-    environment.filters.update(num=formats.count, shorten=formats.shorten, facts=_facts)
-    return environment
+    made.filters.update(num=formats.count, shorten=formats.shorten, facts=_facts)
+    return made
