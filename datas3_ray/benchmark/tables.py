@@ -117,6 +117,15 @@ def figure(value: float | None, metric: str) -> str:
     return f"{100 * value:.1f}" if "accuracy" in metric else f"{value:.4g}"
 
 
+def span(low: str, high: str) -> str:
+    """An interval's ends as one word; with a word between where a sign could be taken for the dash.
+
+    >>> span("55.0", "65.0"), span("-0.1", "0.2")
+    ('55.0–65.0', '-0.1 to 0.2')
+    """
+    return f"{low} to {high}" if low.startswith("-") else f"{low}–{high}"
+
+
 def rich_table(board: Leaderboard, scoring: Scoring | None = None) -> RichTable:
     """A table for people; intervals stand below their scores."""
     from rich.table import Table
@@ -125,7 +134,7 @@ def rich_table(board: Leaderboard, scoring: Scoring | None = None) -> RichTable:
     shown = scorings(board, scoring)
     table = Table(title=_title(board), title_justify="left", caption_justify="left")
     table.caption = "\n".join(notes(board, shown)) or None
-    table.add_column("method")
+    table.add_column("method", overflow="fold")
     if _several(board):
         table.add_column("model")
     for name in board.deployments:
@@ -293,7 +302,7 @@ def _spread(std: float | None, metric: str) -> str:
 def _interval(cell: Cell) -> str:
     if cell.interval is None:
         return ""
-    return " to ".join(figure(end, cell.metric) for end in cell.interval)
+    return span(*(figure(end, cell.metric) for end in cell.interval))
 
 
 def _rich(cell: _Score) -> Text:

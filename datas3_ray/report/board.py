@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from datas3_ray.benchmark.leaderboard import Cell, Leaderboard, Row, leaderboard
 from datas3_ray.benchmark.paper_rows import PaperCell, PaperRow
-from datas3_ray.benchmark.tables import TITLES, Scoring, scorings
+from datas3_ray.benchmark.tables import TITLES, Scoring, scorings, span
 from datas3_ray.report import formats
 from datas3_ray.report.scatter import MAX_LABELS, Point, scatter
 
@@ -221,7 +221,7 @@ def _paper_row(row: PaperRow, board: Leaderboard, shown: tuple[str, ...]) -> Boa
         ours = {each.cells[name].metric for each in board.rows if name in each.cells}
         other = "" if found.score is None or ours <= {found.metric} else found.metric.replace("_", " ")
         title = f"published {found.metric.replace('_', ' ')}; {found.note}".rstrip("; ")
-        score = Figure(figure(found.score, found.metric), found.score, other, title=title, css="paper")
+        score = Figure(figure(found.score, found.metric), found.score, other, title=title)
         size = formats.count(found.subset_size)
         cells.append(BoardCell([*blank, score], size, found.subset_size, found.note))
     return BoardRow(row.method, True, cells, [*blank, Figure(figure(mean, metric), mean)], paper=True)
@@ -256,7 +256,7 @@ def _honest(cell: Cell) -> Figure:
         text=figure(cell.score, cell.metric),
         value=_sortable(cell.score),
         spread=" ".join(part for part in spread if part),
-        interval=f"{figure(low, cell.metric)} to {figure(high, cell.metric)}" if cell.interval else "",
+        interval=span(figure(low, cell.metric), figure(high, cell.metric)) if cell.interval else "",
         mark="★" if cell.best else "†" if cell.outdated else "",
         css="best" if cell.best else "outdated" if cell.outdated else "",
         title="; ".join(part for part in title if part),

@@ -111,7 +111,7 @@ def _hash(text: str) -> str:
 
 def _plots(board: Leaderboard, shown: tuple[str, ...]) -> Plots:
     names = list(dict.fromkeys(row.method for row in board.rows))
-    panels, bars, lines, published = [], set(), False, set()
+    panels, bars, lines, published = [], set(), False, False
     for deployment in board.deployments:
         cells = {row.method: row.cells[deployment] for row in board.rows if deployment in row.cells}
         cells = {name: cell for name, cell in cells.items() if not cell.outdated and math.isfinite(cell.score)}
@@ -129,7 +129,7 @@ def _plots(board: Leaderboard, shown: tuple[str, ...]) -> Plots:
             found = row.cells.get(deployment)
             if found is not None and found.score is not None and found.subset_size and found.metric == metric:
                 marks.append(Mark(row.method, None, found.subset_size, found.score * unit))
-                published.add(row.method)
+                published = True
         marks = [mark for mark in marks if mark.score is not None or mark.paper_style is not None]
         if not marks:
             continue
@@ -140,8 +140,8 @@ def _plots(board: Leaderboard, shown: tuple[str, ...]) -> Plots:
         panels.append((deployment, versus(marks, reference=line, metric=label, deployment=deployment)))
     keys = legend(
         names,
-        sorted(published),
         both=len(shown) > 1,
+        published=published,
         bars=f"bar: {' or '.join(sorted(bars))}" if bars and "honest" in shown else "",
         reference=lines,
     )

@@ -77,19 +77,20 @@ def versus(marks: Sequence[Mark], *, reference: float | None, metric: str, deplo
 
 
 def legend(
-    names: Sequence[str], published: Sequence[str], *, both: bool, bars: str = "", reference: bool = False
+    names: Sequence[str], *, both: bool, published: bool = False, bars: str = "", reference: bool = False
 ) -> list[Key]:
-    """Methods by their looks, in order, then the published rows, then what the kinds of marker mean.
+    """Methods by their looks, in order, then what the kinds of marker mean.
 
     Args:
         names: of the methods; each one's place is its look.
-        published: of the published rows.
         both: whether panels show paper-style scores too.
+        published: whether panels have published rows.
         bars: what the bars are; empty where there are none.
         reference: whether panels have the dashed line of the whole pool.
     """
     keys = [Key(_picture(_shape(8, 8, look)), name, f"m{look}") for look, name in enumerate(names)]
-    keys += [Key(_picture(_cross(8, 8)), f"{name} (paper)") for name in published]
+    if published:
+        keys.append(Key(_picture(_cross(8, 8)), "cross: published (paper)"))
     if both:
         filled = Markup('<circle class="plain" cx="8" cy="8" r="{}"/>').format(RADIUS)
         hollow = Markup('<circle class="plain hollow" cx="8" cy="8" r="{}"/>').format(RADIUS - 0.8)
@@ -113,7 +114,12 @@ def _mark(axes: Axes, mark: Mark, x: float) -> Markup:
     if mark.look is None:
         if mark.score is None:
             return body
-        shapes = _cross(x, axes.y(mark.score))
+        y = axes.y(mark.score)
+        left = x > (LEFT + WIDTH - RIGHT) / 2
+        name = Markup('<text class="label" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
+            x - 8 if left else x + 8, y - 5, "end" if left else "start", formats.shorten(mark.name, 26)
+        )
+        shapes = _cross(x, y) + name
         return Markup('<g class="mark"><title>{}</title>{}</g>').format(_words(mark), shapes)
     if mark.score is not None and mark.paper_style is not None and mark.score != mark.paper_style:
         body += Markup('<line class="link" x1="{0:.1f}" x2="{0:.1f}" y1="{1:.1f}" y2="{2:.1f}"/>').format(

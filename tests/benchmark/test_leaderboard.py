@@ -291,7 +291,7 @@ def test_the_scoring_to_print_can_be_chosen() -> None:
     with pytest.raises(UsageError, match="no scoring 'fair'; there are: honest, paper, both"):
         scorings(made, "fair")  # type: ignore[arg-type]
     text = printed(made)
-    assert "60.0 ★" in text and "66.0 ★" in text and "55.0 to 65.0" in text
+    assert "60.0 ★" in text and "66.0 ★" in text and "55.0–65.0" in text
 
 
 PAPER = """# figures made up for a test
@@ -372,4 +372,4 @@ def test_names_are_text_in_markdown() -> None:
     text = markdown(board(trial("a|b\n# c", "*near* <script>", 0.5, test_low=0.4, test_high=0.6)))
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.replace("\\|", "").count("|") for line in table} == {7}  # method, two scores, size, two means
-    assert "<script>" not in text and "\\*near\\*" in text and "**50.0 ★** (40.0 to 60.0)" in text
+    assert "<script>" not in text and "\\*near\\*" in text and "**50.0 ★** (40.0–60.0)" in text
