@@ -256,6 +256,8 @@ class ReportStep(Step):
     title: str | None = None
     selections: list[str] | None = None
     samples: int = Field(default=24, ge=0, le=500)
+    paper: bool | str = True
+    """Published rows on the leaderboard: whether to show them, or a file with their scores."""
 
     def reads(self) -> list[str]:
         """The selections it names."""
@@ -289,7 +291,19 @@ class ReportStep(Step):
     def _write(self, context: Context, path: Path) -> Path:
         from datas3_ray.report import write_report
 
-        return write_report(context.lake, path, title=self.title, selections=self.selections, samples=self.samples)
+        return write_report(
+            context.lake,
+            path,
+            title=self.title,
+            selections=self.selections,
+            samples=self.samples,
+            paper=self._paper(),
+        )
+
+    def _paper(self) -> bool | Path:
+        from datas3_ray.recipe import find_file
+
+        return self.paper if isinstance(self.paper, bool) else Path(find_file(self.paper))
 
     def _page(self, context: Context) -> str:
         return f"{context.output}/{self.name}.html"
@@ -307,7 +321,10 @@ class ReportStep(Step):
 
     def _fingerprint(self, context: Context) -> str:
         tables = {name: context.lake.table(name).version for name in context.lake.names()}
-        return fingerprint({"tables": tables, "step": self.model_dump(mode="json"), "code": __version__})
+        paper = self._paper()
+        figures = paper if isinstance(paper, bool) else paper.read_text(encoding="utf-8", errors="replace")
+        step = {**self.model_dump(mode="json"), "paper": figures}
+        return fingerprint({"tables": tables, "step": step, "code": __version__})
 
 
 def _label(name: str) -> str:

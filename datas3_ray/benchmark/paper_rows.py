@@ -75,6 +75,21 @@ def read_paper(path: str | Path | None = None) -> list[PaperCell]:
     return list(cells.values())
 
 
+def published(shown: bool | None, file: str | Path | None) -> list[PaperCell]:
+    """The published rows that a user asks for: none where ``shown`` is False, else the package's and the file's.
+
+    Raises
+    ------
+    UsageError
+        When a file is given and its rows are not to be shown, or :func:`read_paper` complains.
+    """
+    if shown is False and file is not None:
+        raise UsageError(
+            f"published rows are left out (--no-paper), and the file {file} has some: give one or the other."
+        )
+    return [] if shown is False else read_paper(file)
+
+
 def paper_rows(cells: Iterable[PaperCell], deployments: Iterable[str]) -> tuple[PaperRow, ...]:
     """The published rows for a lake's deployments, in the file's order; none where the paper has none of them.
 

@@ -7,9 +7,9 @@ import io
 import json
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from datas3_ray.errors import UsageError
+from datas3_ray.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -99,11 +99,16 @@ def scorings(board: Leaderboard, scoring: Scoring | None = None) -> tuple[str, .
     UsageError
         For another word.
     """
-    if scoring is not None and scoring not in SCORINGS:
-        raise UsageError(f"no scoring '{scoring}'; there are: {', '.join(SCORINGS)}.")
-    if scoring is None:
+    if scoring_of(scoring) is None:
         scoring = "both" if board.scorings_differ else "honest"
-    return ("honest", "paper") if scoring == "both" else (scoring,)
+    return ("honest", "paper") if scoring == "both" else (str(scoring),)
+
+
+def scoring_of(word: str | None) -> Scoring | None:
+    """The scoring that a user's word names; None stays None. A UsageError says which there are."""
+    if word is not None and word not in SCORINGS:
+        raise UsageError(f"no scoring '{word}'; there are: {', '.join(SCORINGS)}.{did_you_mean(word, SCORINGS)}")
+    return cast("Scoring | None", word)
 
 
 def figure(value: float | None, metric: str) -> str:
