@@ -72,7 +72,8 @@ def leaderboard(
     elif csv is None and markdown is None and html is None:
         from rich.console import Console
 
-        Console().print(board.render(word))
+        console = Console()
+        console.print(tables.table_for(board, console.width, word))
     for path in written:
         typer.echo(f"written: {path}", err=as_json or "-" in (csv, markdown))
 

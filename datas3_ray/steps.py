@@ -217,6 +217,7 @@ class SweepStep(Step):
         from rich.console import Console
 
         from datas3_ray.benchmark.leaderboard import leaderboard
+        from datas3_ray.benchmark.tables import table_for
         from datas3_ray.training.sweep import run_sweep
 
         before = context.lake.table(RESULTS_TABLE).version if context.lake.exists(RESULTS_TABLE) else 0
@@ -230,7 +231,8 @@ class SweepStep(Step):
         )
         skipped = context.lake.table(RESULTS_TABLE).version == before
         if context.progress:
-            Console().print(leaderboard(rows).render())
+            console = Console()
+            console.print(table_for(leaderboard(rows), console.width))
         return Outcome(f"{'up to date: ' if skipped else ''}{rows.num_rows} results", skipped=skipped)
 
     def _config(self) -> Any:

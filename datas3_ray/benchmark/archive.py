@@ -11,8 +11,10 @@ from datas3_ray.errors import UsageError
 
 MAX_FILE = 512 << 20
 MAX_MEMBERS = 2000
-MAX_MEMBER = 256 << 20
-MAX_ALL = 1 << 30
+MAX_IDS = 256 << 20
+MAX_MEMBER = 64 << 20
+"""Bytes that a member unpacks to at most: one of ids, and any other."""
+MAX_ALL = 512 << 20
 
 _MEMBER = re.compile(r"manifest\.json|trials\.jsonl|selections/[A-Za-z0-9][A-Za-z0-9_.\-]*/(ids\.jsonl|lineage\.json)")
 
@@ -60,8 +62,9 @@ def _checked(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
         seen.add(info.filename)
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or info.flag_bits & 0x1:
             raise Fault(f"its member {info.filename} is encrypted, or packed otherwise than by deflation")
-        if info.file_size > MAX_MEMBER:
-            raise Fault(f"its member {info.filename} unpacks to {info.file_size:,} bytes; {MAX_MEMBER:,} are allowed")
+        most = MAX_IDS if info.filename.endswith("/ids.jsonl") else MAX_MEMBER
+        if info.file_size > most:
+            raise Fault(f"its member {info.filename} unpacks to {info.file_size:,} bytes; {most:,} are allowed")
     total = sum(info.file_size for info in members)
     if total > MAX_ALL:
         raise Fault(f"its members unpack to {total:,} bytes; {MAX_ALL:,} are allowed")

@@ -159,6 +159,24 @@ def rich_table(board: Leaderboard, scoring: Scoring | None = None) -> RichTable:
     return table
 
 
+def table_for(board: Leaderboard, width: int, scoring: Scoring | None = None) -> RichTable:
+    """A table for a terminal of so many columns: where none is asked for, both scorings only if they fit."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    table = rich_table(board, scoring)
+    if scoring is not None or not board.scorings_differ:
+        return table
+    console = Console(width=10_000)
+    if Measurement.get(console, console.options, table).maximum <= width:
+        return table
+    table = rich_table(board, "honest")
+    table.caption = (
+        f"{table.caption}\npaper-style scores are other ones, and fit no more: datas3 leaderboard --scoring both"
+    )
+    return table
+
+
 def markdown(board: Leaderboard, scoring: Scoring = "both") -> str:
     """A table of GitHub's Markdown, with the notes below it. Names are text in it and never markup."""
     shown = scorings(board, scoring)

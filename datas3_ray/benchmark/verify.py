@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from datas3_ray.benchmark.submission import (
     table_of,
 )
 from datas3_ray.errors import Datas3Error
+from datas3_ray.lake.lake import check_name
 
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake, Table
@@ -58,6 +60,10 @@ _NEEDED = (
     "lineage",
     "created",
 )
+MAX_LINES = 20_000_000
+"""Ids of all selections together."""
+MAX_GRID = 1_000_000
+
 _WRONG_FORM = (
     KeyError,
     TypeError,
@@ -204,18 +210,22 @@ def _made(name: str, check: Callable[[], str | None]) -> Check:
     try:
         said = check()
     except Fault as fault:
-        return Check(name, False, f"{fault}.")
+        return Check(name, False, f"{_printable(str(fault))}.")
     except Datas3Error as error:
         if name == "archive":  # there is no such file
             raise
-        return Check(name, False, str(error))
+        return Check(name, False, _printable(str(error)))
     except _WRONG_FORM as error:
-        return Check(name, False, f"something there is not of the form: {' '.join(str(error).split())[:200]}.")
-    return (
-        Check(name, None, "the lake has none of them, so there is nothing to compare.")
-        if said is None
-        else Check(name, True, f"{said}.")
-    )
+        return Check(name, False, f"something there is not of the form: {_printable(str(error))[:200]}.")
+    if said is None:
+        return Check(name, None, "the lake has none of them, so that there is nothing to compare.")
+    return Check(name, True, f"{_printable(said)}.")
+
+
+def _printable(text: str) -> str:
+    """One line that does nothing to a terminal, whatever the file holds."""
+    plain = " ".join(text.split())[:600]
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in plain)
 
 
 def _manifest(members: Mapping[str, bytes]) -> _Manifest:
@@ -229,6 +239,9 @@ def _manifest(members: Mapping[str, bytes]) -> _Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         raise Fault(f"{MANIFEST}: {'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None
+    scored = [name for one in found.deployments.values() for name in (one.test, one.query) if name is not None]
+    for name in (*found.tables, *found.selections, *scored):
+        check_name(name)  # a name of another program's making could be a path
     wanted = {TRIALS, *(make(name) for name in found.selections for make in (ids_member, lineage_member))}
     if set(found.members) != wanted:
         raise Fault(f"it should list {_some(wanted ^ set(found.members))}, or should not")
@@ -254,6 +267,9 @@ def _parsed(members: Mapping[str, bytes], manifest: _Manifest) -> _Submission:
             raise Fault(f"{TRIALS}: {table.column(name).null_count} trials have no {name}")
     if not trials:
         raise Fault("there is no trial in it")
+    lines = sum(members[ids_member(name)].count(b"\n") for name in manifest.selections)
+    if lines > MAX_LINES:
+        raise Fault(f"its selections have {lines:,} ids; {MAX_LINES:,} are allowed")
     ids, lineages = {}, {}
     for name in manifest.selections:
         ids[name] = _json_lines(members[ids_member(name)], ids_member(name))
@@ -325,6 +341,9 @@ def _grid(submission: _Submission) -> str:
             config = SweepConfig.model_validate(settings)
         except Datas3Error as error:
             raise Fault(f"{where}: its settings cannot be meant: {str(error).rstrip('.')}") from None
+        size = math.prod(len(values) for values in config.grid.values()) * len(config.seed)
+        if size > MAX_GRID:
+            raise Fault(f"{where}: its grid has {size:,} points, which no one has trained")
         wanted = sorted(_point(seed, point) for seed in config.seed for point in config.points())
         found = sorted(_point(trial["seed"], trial["hyperparameters"]) for trial in trials)
         if found != wanted:
@@ -395,7 +414,9 @@ def _eligible(submission: _Submission, lake: Lake) -> str:
 
     manifest = submission.manifest
     for name, ids in submission.ids.items():
-        pool = str(submission.lineages[name]["table"])
+        pool = submission.lineages[name]["table"]
+        if pool not in manifest.tables:
+            raise Fault(f"selection '{name}' was made from table '{pool}', of which the manifest says nothing")
         wanted = pa.array(ids, pa.string())
         strange = _absent(lake.image_table(pool), wanted)
         if strange:

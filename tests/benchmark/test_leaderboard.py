@@ -294,6 +294,20 @@ def test_the_scoring_to_print_can_be_chosen() -> None:
     assert "60.0 ★" in text and "66.0 ★" in text and "55.0–65.0" in text
 
 
+def test_both_scorings_are_printed_where_they_fit() -> None:
+    from rich.console import Console
+
+    from datas3_ray.benchmark.tables import table_for
+
+    made = board(grid("near", 0.1, 0.9, 0.60, 0.66, best=True))
+    for width, both in ((200, True), (44, False)):
+        console = Console(file=io.StringIO(), width=width)
+        console.print(table_for(made, width))
+        text = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+        assert ("66.0 ★" in text) == both and ("fit no more" in text) != both and "60.0 ★" in text
+    assert "66.0" in "".join(str(cell) for column in table_for(made, 44, "both").columns for cell in column.cells)
+
+
 PAPER = """# figures made up for a test
 dataset,deployment,method,metric,score,subset_size,note
 geode,Nigeria,everything,accuracy,0.9,,

@@ -298,6 +298,22 @@ def unknown_key(members: Members) -> None:
     manifest_of(members, lambda manifest: manifest.update({"extra": 1}))
 
 
+def paths_for_tables(members: Members) -> None:
+    def edit(manifest: dict[str, Any]) -> None:
+        manifest["tables"]["../../pool"] = manifest["tables"].pop("pool")
+
+    manifest_of(members, edit)
+
+
+def endless_grid(members: Members) -> None:
+    def edit(trials: list[dict[str, Any]]) -> None:
+        many = [round(1e-6 * (n + 1), 9) for n in range(2000)]
+        for trial in trials:
+            trial["lineage"]["config"]["grid"] = {"batch_size": list(range(1, 2001)), "lr": many}
+
+    put_trials(members, edit)
+
+
 def deep(members: Members) -> None:
     put(members, "trials.jsonl", b"[" * 200_000 + b"\n")
 
@@ -342,6 +358,8 @@ def no_lineage(members: Members) -> None:
         (drop_manifest, {"manifest"}, set()),
         (another_version, {"manifest"}, set()),
         (unknown_key, {"manifest"}, set()),
+        (paths_for_tables, {"manifest"}, set()),
+        (endless_grid, {"grid"}, {"trials in the lake"}),
         (deep, {"form"}, set()),
         (not_a_number, {"form"}, set()),
         (unknown_column, {"form"}, set()),
@@ -372,6 +390,14 @@ def test_a_trial_without_lineage_fails_checks_and_breaks_none(packed: Packed, tm
     no_lineage(members)
     found = failing(verify(write(tmp_path / "x.zip", members)))
     assert "lineage" in found and "grid" in found
+
+
+def test_what_a_file_says_does_nothing_to_a_terminal(packed: Packed, tmp_path: Path) -> None:
+    members = read(packed.path)
+    manifest_of(members, lambda manifest: manifest.update({"method": "\x1b[2J\nrandom \ud800"}))
+    for check in verify(write(tmp_path / "x.zip", members)):
+        assert check.line().isprintable()
+        check.line().encode()
 
 
 def test_bombs_and_broken_archives(packed: Packed, tmp_path: Path) -> None:
