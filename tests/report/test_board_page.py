@@ -164,3 +164,25 @@ def test_headings_sort_the_table(trials: list[dict[str, Any]], tmp_path: Path) -
         "size half everything few",
         "paper-style everything half few",
     ]
+
+
+def test_a_report_has_both_scorings_and_the_papers_rows(full, trials: list[dict[str, Any]], tmp_path: Path) -> None:
+    from datas3_ray.recipe import parse_recipe, run_recipe
+
+    full.write("results", pa.Table.from_pylist(trials, schema=RESULTS), kind="results")
+    paper = tmp_path / "paper.csv"
+    head = "dataset,deployment,method,metric,score,subset_size,note\n"
+    paper.write_text(f"{head}world,north,theirs,accuracy,0.58,20,made up\n")
+    step = {"name": "page", "report": {"samples": 0, "paper": str(paper)}}
+    recipe = parse_recipe({"lake": full.uri, "output": str(tmp_path / "out"), "steps": [step]})
+    said: list[str] = []
+    run_recipe(recipe, say=said.append)
+    text = (tmp_path / "out" / "page.html").read_text(encoding="utf-8")
+    assert "<script" not in text and ">paper-style</th>" in text
+    row = re.search(r'<tr class="paper"><th scope="row">theirs .*?</tr>', text, re.S)
+    assert row and "58.0" in row.group(0) and "★" not in row.group(0)
+    run_recipe(recipe, say=said.append)
+    assert "up to date" in said[-1]
+    paper.write_text(f"{head}world,north,theirs,accuracy,0.61,20,made up\n")
+    run_recipe(recipe, say=said.append)
+    assert "61.0" in (tmp_path / "out" / "page.html").read_text(encoding="utf-8")
