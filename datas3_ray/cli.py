@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from datas3_ray.cli_benchmark import register as register_benchmark
 from datas3_ray.cli_lake import register
 from datas3_ray.cli_scores import register as register_scores
 from datas3_ray.errors import Datas3Error, UsageError
@@ -172,25 +173,6 @@ def export(
 
 
 @app.command()
-def leaderboard(
-    lake: LakeOption = "./lake",
-    model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Deployments x methods: test score and subset size, in the form of the paper's Table 1."""
-    from datas3_ray.benchmark.leaderboard import leaderboard as make
-
-    results = _lake(lake).results()
-    if results.num_rows == 0:
-        raise Datas3Error(f"lake {lake} has no results yet; run a recipe with a sweep step first.")
-    board = make(results, model=model)
-    if as_json:
-        _json(board.to_rows())
-    else:
-        out.print(board.render())
-
-
-@app.command()
 def report(
     lake: LakeOption = "./lake",
     to: Annotated[Path, typer.Option("--to", help="The page to write.")] = Path("report.html"),
@@ -203,6 +185,7 @@ def report(
     out.print(f"page written: {path}", highlight=False, soft_wrap=True)
 
 
+register_benchmark(app)
 register(app)
 register_scores(app)
 
@@ -210,7 +193,9 @@ register_scores(app)
 def main() -> None:
     """Entry point: runs a command and turns every mistake into one sentence and an exit status."""
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)
+        if isinstance(status, int) and status:  # a command that ended with typer.Exit
+            sys.exit(status)
     except (typer.Exit, SystemExit) as stop:
         sys.exit(getattr(stop, "exit_code", getattr(stop, "code", 0)))
     except Datas3Error as error:

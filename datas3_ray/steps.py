@@ -230,6 +230,7 @@ class SweepStep(Step):
         from rich.console import Console
 
         from datas3_ray.benchmark.leaderboard import leaderboard
+        from datas3_ray.benchmark.tables import table_for
         from datas3_ray.training.sweep import run_sweep
 
         before = context.lake.table(RESULTS_TABLE).version if context.lake.exists(RESULTS_TABLE) else 0
@@ -243,7 +244,8 @@ class SweepStep(Step):
         )
         skipped = context.lake.table(RESULTS_TABLE).version == before
         if context.progress:
-            Console().print(leaderboard(rows).render())
+            console = Console()
+            console.print(table_for(leaderboard(rows), console.width))
         return Outcome(f"{'up to date: ' if skipped else ''}{rows.num_rows} results", skipped=skipped)
 
     def _config(self) -> Any:
@@ -269,6 +271,8 @@ class ReportStep(Step):
     title: str | None = None
     selections: list[str] | None = None
     samples: int = Field(default=24, ge=0, le=500)
+    paper: bool | str = True
+    """Published rows on the leaderboard: whether to show them, or a file with their scores."""
 
     def reads(self) -> list[str]:
         """The selections it names."""
@@ -302,7 +306,19 @@ class ReportStep(Step):
     def _write(self, context: Context, path: Path) -> Path:
         from datas3_ray.report import write_report
 
-        return write_report(context.lake, path, title=self.title, selections=self.selections, samples=self.samples)
+        return write_report(
+            context.lake,
+            path,
+            title=self.title,
+            selections=self.selections,
+            samples=self.samples,
+            paper=self._paper(),
+        )
+
+    def _paper(self) -> bool | Path:
+        from datas3_ray.recipe import find_file
+
+        return self.paper if isinstance(self.paper, bool) else Path(find_file(self.paper))
 
     def _page(self, context: Context) -> str:
         return f"{context.output}/{self.name}.html"
@@ -320,7 +336,10 @@ class ReportStep(Step):
 
     def _fingerprint(self, context: Context) -> str:
         tables = {name: context.lake.table(name).version for name in context.lake.names()}
-        return fingerprint({"tables": tables, "step": self.model_dump(mode="json"), "code": __version__})
+        paper = self._paper()
+        figures = paper if isinstance(paper, bool) else paper.read_text(encoding="utf-8", errors="replace")
+        step = {**self.model_dump(mode="json"), "paper": figures}
+        return fingerprint({"tables": tables, "step": step, "code": __version__})
 
 
 def _label(name: str) -> str:

@@ -40,6 +40,7 @@ FLOORS = {
     "steps_scores": 7,
     "step_kinds": 7,
     "recipe": 8,
+    "cli_benchmark": 9,
     "cli_lake": 9,
     "cli_scores": 9,
     "cli": 9,

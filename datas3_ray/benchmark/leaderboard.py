@@ -1,7 +1,8 @@
 """Results as the DataS3 paper's Table 1: a row a method, and for each deployment a score and a subset size.
 
-A score is the test score of the grid point that was best *on validation*; the best test score of a grid is never
-looked up. The subset size is the number of rows the selection kept, before any were held out to validate on.
+A score is the test score of the grid point that was best *on validation*, and test rows of classes that the subset
+lacks count as errors. Beside it stands the score as published results count it (:class:`PaperStyle`). The subset size
+is the number of rows the selection kept, before any were held out to validate on.
 """
 
 from __future__ import annotations
@@ -16,12 +17,32 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from datas3_ray.benchmark.paper_rows import PaperCell, PaperRow, paper_rows
 from datas3_ray.errors import UsageError, did_you_mean
+from datas3_ray.training.metrics import METRICS
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-MISSING, BEST, OUTDATED, PARTIAL, ON_TEST = "-", "★", "†", "*", "‡"
+    from datas3_ray.benchmark.tables import Scoring
+
+
+@dataclass(frozen=True)
+class PaperStyle:
+    """A score as the DataS3 paper counts it: the grid point that is best on test, test rows of unknown classes dropped.
+
+    ``score`` is the mean over ``seeds`` seeds of the metric over the test rows of classes that the training rows have,
+    ``std`` their sample standard deviation; ``dropped`` is how many test rows that leaves out (None where it was not
+    counted). ``best`` marks the deployment's best such score of that model.
+    """
+
+    score: float
+    std: float | None
+    seeds: int
+    best: bool
+    dropped: int | None
+    hyperparameters: dict[str, Any]
+    trials: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -32,7 +53,8 @@ class Cell:
     ``best`` marks the deployment's best score of that model, ties included. ``outdated`` says that the deployment's
     newest score was measured on another test table or with another metric, so that this one cannot be compared with it
     (and is never the best). ``interval`` holds 95% of the scores of resampled test tables, for one seed. ``chosen_on``
-    is what the grid point was chosen on: validation, query or test. ``created`` is an ISO time.
+    is what the grid point was chosen on: validation, query or test. ``created`` is an ISO time. ``paper_style`` is None
+    where the results were written before such scores were.
     """
 
     score: float
@@ -58,6 +80,7 @@ class Cell:
     run: str
     trials: tuple[str, ...]
     created: str
+    paper_style: PaperStyle | None
 
 
 @dataclass(frozen=True)
@@ -65,6 +88,7 @@ class Row:
     """One method with one model (and one vector column): a cell for each deployment it was scored on.
 
     ``mean`` averages the scores that are not outdated; None where there are none, or their metrics differ.
+    ``paper_style_mean`` does so with the paper-style ones; None also where one of them is not known.
     ``reference`` says that the method kept the whole pool everywhere.
     """
 
@@ -73,6 +97,7 @@ class Row:
     vector: str
     cells: Mapping[str, Cell]
     mean: float | None
+    paper_style_mean: float | None
     reference: bool
 
     @property
@@ -83,93 +108,73 @@ class Row:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """Methods against deployments. References come first in each model, then the methods from best to worst."""
+    """Methods against deployments. References come first in each model, then the methods from best to worst.
+
+    ``paper`` has the published rows for these deployments, which take no part in the best marks.
+    """
 
     deployments: tuple[str, ...]
     rows: tuple[Row, ...]
+    paper: tuple[PaperRow, ...] = ()
+
+    @property
+    def scorings_differ(self) -> bool:
+        """Whether any paper-style score is another than the honest one beside it."""
+        cells = [cell for row in self.rows for cell in row.cells.values()]
+        return any(cell.paper_style is not None and cell.paper_style.score != cell.score for cell in cells)
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One plain dictionary a row, for JSON; ``deployments`` maps each deployment to its cell, None when missing."""
-        return [
+        """One plain dictionary a row, for JSON; ``deployments`` maps each deployment to its cell, None when missing.
+
+        ``source`` is ``lake``, or ``paper`` for the published rows, which come last and whose cells have less.
+        """
+        ours = [
             {
+                "source": "lake",
                 "method": row.method,
                 "model": row.model,
                 "vector": row.vector,
                 "reference": row.reference,
                 "mean": row.mean,
+                "paper_style_mean": row.paper_style_mean,
                 "deployments": {
-                    name: _plain(row.cells[name]) if name in row.cells else None for name in self.deployments
+                    name: plain_cell(row.cells[name]) if name in row.cells else None for name in self.deployments
                 },
             }
             for row in self.rows
         ]
+        published = [
+            {
+                "source": "paper",
+                "method": row.method,
+                "mean": row.mean(self.deployments),
+                "deployments": {
+                    name: asdict(row.cells[name]) if name in row.cells else None for name in self.deployments
+                },
+            }
+            for row in self.paper
+        ]
+        return [*ours, *published]
 
-    def render(self) -> RichTable:
-        """A table for people: scores of 0 to 1 as percentages, the best of each deployment in bold with a star."""
-        from rich.table import Table
-        from rich.text import Text
+    def render(self, scoring: Scoring | None = None) -> RichTable:
+        """A table for people: scores of 0 to 1 as percentages, the best of each deployment in bold with a star.
 
-        several = len({(row.model, row.vector) for row in self.rows}) > 1
-        table = Table(title=self._title(), title_justify="left", caption=self._caption(), caption_justify="left")
-        table.add_column("method")
-        if several:
-            table.add_column("model")
-        for name in self.deployments:
-            table.add_column(Text(name), justify="right")
-            table.add_column("size", justify="right", style="dim")
-        table.add_column("mean", justify="right")
-        for place, row in enumerate(self.rows):
-            texts = [Text(row.method, style="italic" if row.reference else "")]
-            if several:
-                texts.append(Text(f"{row.model} ({row.vector})" if row.vector else row.model))
-            for name in self.deployments:
-                texts.extend(_cell_texts(row.cells.get(name)))
-            partial = "" if len(row.comparable) == len(self.deployments) else PARTIAL
-            metric = next(iter(row.cells.values())).metric
-            texts.append(Text(MISSING if row.mean is None else _figure(row.mean, metric) + partial))
-            following = self.rows[place + 1] if place + 1 < len(self.rows) else None
-            ends = following is not None and (
-                row.reference != following.reference or (row.model, row.vector) != (following.model, following.vector)
-            )
-            table.add_row(*texts, end_section=ends)
-        return table
+        ``scoring`` is ``honest``, ``paper`` or ``both``; by default ``both`` where the two differ.
+        """
+        from datas3_ray.benchmark.tables import rich_table
 
-    def _title(self) -> str:
-        metrics = sorted({cell.metric for row in self.rows for cell in row.cells.values()})
-        models = list(dict.fromkeys((row.model, row.vector) for row in self.rows))
-        if not self.rows:
-            return "no results yet"
-        what = " and ".join(metrics)
-        if len(models) > 1:
-            return f"test {what}"
-        model, vector = models[0]
-        return f"test {what}, {model} on {vector}" if vector else f"test {what}, {model}"
-
-    def _caption(self) -> str | None:
-        if not self.rows:
-            return None
-        cells = [cell for row in self.rows for cell in row.cells.values()]
-        others = sorted({cell.chosen_on for cell in cells} - {"test"}) or ["test"]
-        notes = [f"{BEST} best of its deployment; grid point chosen on {' or '.join(others)}"]
-        if any(cell.chosen_on == "test" for cell in cells):
-            notes.append(f"{ON_TEST} grid point chosen on the test table itself: too good")
-        if any(cell.std is not None for cell in cells):
-            notes.append("± standard deviation over seeds")
-        if any(len(row.comparable) < len(self.deployments) for row in self.rows):
-            notes.append(f"{PARTIAL} mean of the deployments it has")
-        if any(cell.outdated for cell in cells):
-            notes.append(f"{OUTDATED} measured on another test table than the newest scores")
-        return "\n".join(notes)
+        return rich_table(self, scoring)
 
 
-def leaderboard(results: pa.Table, model: str | None = None) -> Leaderboard:
+def leaderboard(results: pa.Table, model: str | None = None, paper: Iterable[PaperCell] = ()) -> Leaderboard:
     """The leaderboard of a results table (``Lake.results()``).
 
     For each deployment, method, model and vector column the latest trials count: those of the latest sweep, and of
     earlier ones that differ from it in nothing but the seed. Scores are means over seeds.
 
     Within a model the references (methods that kept the whole pool in every deployment) come first, then methods scored
-    on every deployment by their mean, then the others by theirs; ties go by name.
+    on every deployment by their mean, then the others by theirs; ties go by name. Published rows (``paper``, see
+    :func:`datas3_ray.benchmark.paper_rows.read_paper`) are kept where they are of one of the results' deployments.
 
     Raises
     ------
@@ -194,27 +199,32 @@ def leaderboard(results: pa.Table, model: str | None = None) -> Leaderboard:
     deployments = tuple(dict.fromkeys(trial["deployment"] for trial in trials))
     sets: dict[tuple[str, str, str], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for trial in trials:
-        if not trial["best"]:
-            continue
-        key = trial["model"], trial["vector"] or "", trial["method"]
-        sets[key][trial["deployment"]].append(trial)
+        sets[set_key(trial)][trial["deployment"]].append(trial)
     cells = {
-        key: {name: _cell(_latest(members)) for name, members in by_deployment.items()}
+        key: {name: _cell(members) for name, members in by_deployment.items() if any(t["best"] for t in members)}
         for key, by_deployment in sets.items()
     }
-    return Leaderboard(deployments, tuple(_sorted(_marked(cells), deployments)))
+    rows = _sorted(_marked({key: found for key, found in cells.items() if found}), deployments)
+    return Leaderboard(deployments, tuple(rows), paper_rows(paper, deployments))
 
 
-def _latest(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of winning trials those of the latest set, one a seed; seeds run at other times count when all else is equal.
+def set_key(trial: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What a row of the leaderboard is of: model, vector column and method."""
+    return trial["model"], trial["vector"] or "", trial["method"]
+
+
+def counted(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of one method's trials in one deployment those that its cell comes from: the latest set, every grid point."""
+    newest = max((trial for trial in trials if trial["best"]), key=lambda trial: trial["created"])
+    return [trial for trial in trials if _identity(trial) == _identity(newest)]
+
+
+def _latest(winners: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of a set's winning trials the latest of each seed; seeds may have been run at other times.
 
     Seeds of one sweep share a grid point; those added from other sweeps may have chosen their own.
     """
-    newest = max(trials, key=lambda trial: trial["created"])
-    by_seed: dict[int, dict[str, Any]] = {}
-    for trial in sorted(trials, key=lambda trial: trial["created"]):
-        if _identity(trial) == _identity(newest):
-            by_seed[trial["seed"]] = trial
+    by_seed = {trial["seed"]: trial for trial in sorted(winners, key=lambda trial: trial["created"])}
     return sorted(by_seed.values(), key=lambda trial: trial["seed"])
 
 
@@ -230,7 +240,9 @@ def _identity(trial: Mapping[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def _cell(trials: list[dict[str, Any]]) -> Cell:
+def _cell(every: list[dict[str, Any]]) -> Cell:
+    same = counted(every)
+    trials = _latest([trial for trial in same if trial["best"]])
     scores = [trial["test"] for trial in trials]
     newest = max(trials, key=lambda trial: trial["created"])
     return Cell(
@@ -257,7 +269,50 @@ def _cell(trials: list[dict[str, Any]]) -> Cell:
         run=newest["run"],
         trials=tuple(trial["trial"] for trial in trials),
         created=newest["created"].isoformat(),
+        paper_style=_paper_style(same),
     )
+
+
+def _paper_style(trials: list[dict[str, Any]]) -> PaperStyle | None:
+    """The grid point that is best on test by the rows of known classes, of all trials of a set; one trial a seed."""
+    points: dict[str, dict[int, tuple[float, dict[str, Any]]]] = defaultdict(dict)
+    for trial in sorted(trials, key=lambda trial: (trial["created"], trial["trial"])):
+        score = _seen(trial)
+        if score is not None:
+            points[json.dumps(json.loads(trial["hyperparameters"]), sort_keys=True)][trial["seed"]] = score, trial
+    if not points:
+        return None
+    sign = 1 if trials[0]["higher_is_better"] else -1
+    most = max(len(point) for point in points.values())
+    whole = [[point[seed] for seed in sorted(point)] for point in points.values() if len(point) == most]
+    # Among equals the first of the grid, as a sweep's own choice has it.
+    whole.sort(key=lambda point: point[0][1]["trial"])
+    chosen = max(whole, key=lambda point: sign * math.fsum(score for score, _ in point) / len(point))
+    scores, found = [score for score, _ in chosen], [trial for _, trial in chosen]
+    return PaperStyle(
+        score=math.fsum(scores) / len(scores),
+        std=statistics.stdev(scores) if len(scores) > 1 else None,
+        seeds=len(scores),
+        best=False,
+        dropped=_dropped(found[-1]),
+        hyperparameters=json.loads(found[-1]["hyperparameters"]),
+        trials=tuple(trial["trial"] for trial in found),
+    )
+
+
+def _seen(trial: Mapping[str, Any]) -> float | None:
+    """The test score over rows of known classes; of an earlier version's trial where it must be the score itself."""
+    score = trial.get("test_seen")
+    if score is not None or trial["test"] is None or trial.get("test_dropped") is not None:
+        return score
+    metric = METRICS.get(trial["metric"])
+    same = not trial["missing_classes"] or metric is None or metric.task != "classification"
+    return trial["test"] if same else None
+
+
+def _dropped(trial: Mapping[str, Any]) -> int | None:
+    dropped = trial.get("test_dropped")
+    return 0 if dropped is None and not trial["missing_classes"] else dropped
 
 
 def _interval(trial: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -276,7 +331,13 @@ def _marked(cells: Mapping[tuple[str, str, str], Mapping[str, Cell]]) -> list[Ro
         newest = max(others, key=lambda other: other.created)
         current = [other for other in others if _yardstick(other) == _yardstick(newest)]
         top = max(_worth(other) for other in current)
-        return replace(cell, best=cell in current and _worth(cell) == top, outdated=cell not in current)
+        marked = replace(cell, best=cell in current and _worth(cell) == top, outdated=cell not in current)
+        if cell.paper_style is None or cell not in current:
+            return marked
+        sign = 1 if cell.higher_is_better else -1
+        found = max(sign * other.paper_style.score for other in current if other.paper_style is not None)
+        best = sign * cell.paper_style.score == found
+        return replace(marked, paper_style=replace(cell.paper_style, best=best))
 
     return [
         _row(method, model, vector, {n: mark(cell, rivals[model, vector, n]) for n, cell in by_deployment.items()})
@@ -291,12 +352,14 @@ def _yardstick(cell: Cell) -> tuple[str, str, int]:
 def _row(method: str, model: str, vector: str, cells: dict[str, Cell]) -> Row:
     current = [cell for cell in cells.values() if not cell.outdated]
     one_metric = len({cell.metric for cell in current}) == 1
+    styled = [cell.paper_style.score for cell in current if cell.paper_style is not None]
     return Row(
         method=method,
         model=model,
         vector=vector,
         cells=cells,
         mean=math.fsum(cell.score for cell in current) / len(current) if one_metric else None,
+        paper_style_mean=math.fsum(styled) / len(styled) if one_metric and len(styled) == len(current) else None,
         reference=all(cell.subset_size >= cell.pool_size for cell in cells.values()),
     )
 
@@ -314,27 +377,7 @@ def _worth(cell: Cell) -> float:
     return cell.score if cell.higher_is_better else -cell.score
 
 
-def _plain(cell: Cell) -> dict[str, Any]:
-    return {**asdict(cell), "trials": list(cell.trials)}
-
-
-def _cell_texts(cell: Cell | None) -> list[Any]:
-    from rich.text import Text
-
-    if cell is None:
-        return [Text(MISSING), Text(MISSING)]
-    score = _figure(cell.score, cell.metric)
-    if cell.std is not None:
-        score += f" ± {_figure(cell.std, cell.metric)}"
-    if cell.chosen_on == "test":
-        score += f" {ON_TEST}"
-    mark = BEST if cell.best else OUTDATED if cell.outdated else " "
-    return [
-        Text(f"{score} {mark}", style="bold" if cell.best else "dim" if cell.outdated else ""),
-        Text(f"{cell.subset_size:,}"),
-    ]
-
-
-def _figure(value: float, metric: str) -> str:
-    """Accuracies in percent, as the paper prints them; other metrics as they are."""
-    return f"{100 * value:.1f}" if "accuracy" in metric else f"{value:.4g}"
+def plain_cell(cell: Cell) -> dict[str, Any]:
+    """A cell as plain values that JSON can hold and gives back the same."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(cell)))
+    return plain

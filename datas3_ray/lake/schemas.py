@@ -99,6 +99,10 @@ RESULTS = pa.schema(
         pa.field("test_high", pa.float64()),
         # What the winner was chosen on: validation, query or test.
         pa.field("chosen_on", pa.string()),
+        # The test metric over the rows of classes that the training rows have, as published results count, and how many
+        # rows that leaves out. The score is null where no row is left, both are in tables of earlier versions.
+        pa.field("test_seen", pa.float64()),
+        pa.field("test_dropped", pa.int64()),
     ]
 )
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow as pa
 
@@ -172,3 +173,17 @@ def sql_string(text: str) -> str:
     "'it''s'"
     """
     return "'" + text.replace("'", "''") + "'"
+
+
+def public_uri(uri: str) -> str:
+    """A uri without what may be secret: user, password and a signed link's query.
+
+    >>> public_uri("https://me:key@host/a.tar?X-Signature=1")
+    'https://host/a.tar'
+    >>> public_uri("/data/a?b.tar")
+    '/data/a?b.tar'
+    """
+    if "://" not in uri:
+        return uri
+    parts = urlsplit(uri)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))

@@ -6,13 +6,13 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from datas3_ray.lake import Lake, Table
 from datas3_ray.lake.ledger import quarantine_name
+from datas3_ray.lake.storage import public_uri
 from datas3_ray.sources.base import REASONS
 
 EXAMPLES = 2
@@ -109,20 +109,6 @@ def _rejects(lake: Lake, name: str) -> list[Reject]:
 def _where(row: dict[str, Any]) -> str:
     where = public_uri(str(row.get("uri") or "unknown place"))
     return where if row.get("offset") is None else f"{where} at byte {row['offset']:,}"
-
-
-def public_uri(uri: str) -> str:
-    """A uri without what may be secret: user, password and a signed link's query.
-
-    >>> public_uri("https://me:key@host/a.tar?X-Signature=1")
-    'https://host/a.tar'
-    >>> public_uri("/data/a?b.tar")
-    '/data/a?b.tar'
-    """
-    if "://" not in uri:
-        return uri
-    parts = urlsplit(uri)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def pretty(value: Any) -> str:

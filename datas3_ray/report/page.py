@@ -15,12 +15,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from datas3_ray import __version__
+from datas3_ray.benchmark.paper_rows import PaperCell, published
 from datas3_ray.errors import UsageError
 from datas3_ray.lake import Lake, Selection
+from datas3_ray.lake.storage import public_uri
 from datas3_ray.report import formats
 from datas3_ray.report.board import Board, boards
 from datas3_ray.report.card import Card, card, draft
-from datas3_ray.report.facts import Encoder, ImageTable, Reject, image_tables, public_uri
+from datas3_ray.report.facts import Encoder, ImageTable, Reject, image_tables
 from datas3_ray.report.gallery import Album, Thumb
 from datas3_ray.report.matrix import Matrix, matrices
 
@@ -28,7 +30,7 @@ MAX_PICTURES = 1600
 """Pictures that the galleries of one page show together."""
 MAX_SAMPLES = 500
 
-_TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def write_report(
     selections: list[str] | None = None,
     samples: int = 24,
     seed: int = 0,
+    paper: bool | str | Path | None = None,
     now: datetime | None = None,
 ) -> Path:
     """Write a report on a lake as one self-contained HTML page: no script, no request, pictures inside.
@@ -82,6 +85,9 @@ def write_report(
         Pictures of kept rows, and as many of dropped rows, a selection. Fewer where the page would grow too large.
     seed : int
         Of the samples, which are chosen by a hash of (seed, id).
+    paper : bool, str or Path, optional
+        Published rows beside the lake's on the leaderboard: False for none, or a file with their scores. By default
+        those of the lake's deployments, with the scores that are known.
     now : datetime, optional
         The time to print; the present by default.
 
@@ -108,8 +114,14 @@ def write_report(
         raise UsageError(f"samples = {samples} is not allowed: a report shows 0 to {MAX_SAMPLES} a gallery.")
     path = Path(path)
     chosen = _selections(lake, selections)
-    page = _page(lake, chosen, title, samples, seed, now or datetime.now(timezone.utc))
-    text = _environment().get_template("report.html.j2").render(page=page)
+    shown, file = (paper, None) if paper is None or isinstance(paper, bool) else (None, paper)
+    cells = published(shown, file)
+    page = _page(lake, chosen, title, samples, seed, cells, now or datetime.now(timezone.utc))
+    return write_page(environment().get_template("report.html.j2").render(page=page), path)
+
+
+def write_page(text: str, path: Path) -> Path:
+    """Write a page in one step, with the folders that are missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -127,7 +139,15 @@ def _selections(lake: Lake, names: list[str] | None) -> list[Selection]:
     return sorted(found, key=lambda selection: (str(selection.lineage().get("created") or ""), selection.name))
 
 
-def _page(lake: Lake, selections: list[Selection], title: str | None, samples: int, seed: int, now: datetime) -> Page:
+def _page(
+    lake: Lake,
+    selections: list[Selection],
+    title: str | None,
+    samples: int,
+    seed: int,
+    paper: list[PaperCell],
+    now: datetime,
+) -> Page:
     tables = image_tables(lake)
     per_gallery = min(samples, max(1, MAX_PICTURES // (2 * max(1, len(selections)))))
     drafts = [draft(lake, selection, samples=per_gallery, seed=seed) for selection in selections]
@@ -138,7 +158,7 @@ def _page(lake: Lake, selections: list[Selection], title: str | None, samples: i
         if drafted.query is not None:
             album.load(drafted.query, drafted.query_sample)
     cards = [card(lake, drafted, album, number) for number, drafted in enumerate(drafts, 1)]
-    style = (_TEMPLATES / "report.css").read_text(encoding="utf-8")
+    style = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     fewer = f"Galleries show {per_gallery} pictures each instead of {samples}, so that the page stays small."
     results = lake.results()
     return Page(
@@ -152,7 +172,7 @@ def _page(lake: Lake, selections: list[Selection], title: str | None, samples: i
         tables=tables,
         rejects=_rejects(tables),
         encoders=_encoders(tables),
-        boards=boards(results),
+        boards=boards(results, paper),
         cards=cards,
         matrices=matrices(selections),
         thumbs=album.thumbs,
@@ -200,9 +220,10 @@ def _facts(identity: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=False
+def environment() -> Environment:
+    """The templates, with what they call on."""
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=False
     )
-    environment.filters.update(num=formats.count, shorten=formats.shorten, facts=_facts)
-    return environment
+    made.filters.update(num=formats.count, shorten=formats.shorten, facts=_facts)
+    return made

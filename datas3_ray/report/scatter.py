@@ -98,7 +98,7 @@ def scatter(points: Sequence[Point], *, reference: Point | None, metric: str, de
         deployment: name of the panel, for its text alternative.
     """
     axes = Axes([p.size for p in points], [p.score for p in points])
-    body = _frame(axes, metric)
+    body = frame(axes, metric)
     obstacles = [Box(axes.x(p.size) - 6, axes.y(p.score) - 6, axes.x(p.size) + 6, axes.y(p.score) + 6) for p in points]
     if reference is not None:
         y = axes.y(reference.score)
@@ -190,7 +190,8 @@ def _candidates(x: float, y: float, wide: float) -> Iterator[tuple[Box, bool]]:
             yield Box(left, height - tall / 2, left + wide, height + tall / 2), True
 
 
-def _frame(axes: Axes, metric: str) -> Markup:
+def frame(axes: Axes, metric: str) -> Markup:
+    """Grid, ticks and names of the axes."""
     out = Markup()
     for value in ticks(*axes.scores):
         y = axes.y(value)

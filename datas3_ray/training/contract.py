@@ -118,6 +118,10 @@ class TestScore:
     """Of each class, where the task has classes."""
     figures: dict[str, float] = field(default_factory=dict)
     """The task's other metrics."""
+    dropped: int | None = 0
+    """Test rows of classes that the subset lacks, which published results leave out; None where nobody counted them."""
+    seen: float | None = None
+    """The metric over the other rows; None where there are none, or where no row was dropped and it is ``score``."""
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,11 @@ def checkpoint_uri(root: str, index: int, file: str) -> str:
 
 
 def parse_outcome(found: dict[str, Any]) -> Outcome:
-    """An outcome as ``dataclasses.asdict`` gave it, from JSON."""
+    """An outcome as ``dataclasses.asdict`` gave it, from JSON. Records of earlier versions counted no dropped rows."""
     tests = {
-        name: TestScore(**{**score, "interval": tuple(score["interval"]) if score["interval"] else None})
+        name: TestScore(
+            **{"dropped": None, **score, "interval": tuple(score["interval"]) if score["interval"] else None}
+        )
         for name, score in found["tests"].items()
     }
     return Outcome(**{**found, "tests": tests})

@@ -74,21 +74,57 @@ def scored_tables(config: SweepConfig, deployment: Deployment) -> list[str]:
     return [deployment.test, *query]
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A trial in the contest for its selection's best grid point.
+
+    ``worth`` is what the point is chosen by and ``loss`` the validation loss, both None where the trial did not finish.
+    """
+
+    index: int
+    selection: str
+    hyperparameters: tuple[tuple[str, float], ...]
+    worth: float | None
+    loss: float | None
+
+
 def best_points(trials: Sequence[Trial], metric: str, table: str | None = None) -> set[int]:
+    """Indexes of the trials at each selection's best grid point, as :func:`winners` finds them.
+
+    A trial's worth is its validation score, or its score on ``table``.
+    """
+    candidates = [
+        Candidate(
+            index=trial.point.index,
+            selection=trial.point.selection,
+            hyperparameters=tuple(trial.point.hyperparameters.items()),
+            worth=None if trial.outcome is None else _worth(trial, table),
+            loss=None if trial.outcome is None else trial.outcome.validation_loss,
+        )
+        for trial in trials
+    ]
+    return winners(candidates, find_metric(metric).higher_is_better)
+
+
+def winners(candidates: Sequence[Candidate], higher_is_better: bool) -> set[int]:
     """Indexes of the trials at each selection's best grid point.
 
-    A point's worth is its validation score, or its score on ``table``, averaged over seeds; among equals (a few
-    validation rows give few different scores) the lowest validation loss wins, then the earliest point. With several
-    seeds the point's trial of every seed is in the set. A point whose trials did not all finish cannot win, unless
-    there is no other.
+    A point's worth is that of its trials averaged over seeds; among equals (a few validation rows give few different
+    scores) the lowest validation loss wins, then the earliest point. With several seeds the point's trial of every seed
+    is in the set. A point whose trials did not all finish cannot win, unless there is no other.
+
+    >>> def candidate(index, worth):
+    ...     return Candidate(index, "near", (("lr", index),), worth, 0.5)
+    >>> winners([candidate(0, 0.7), candidate(1, 0.9), candidate(2, None)], higher_is_better=True)
+    {1}
     """
-    sign = 1 if find_metric(metric).higher_is_better else -1
-    grouped: dict[str, dict[tuple[Any, ...], list[Trial]]] = defaultdict(lambda: defaultdict(list))
-    for trial in sorted(trials, key=lambda trial: trial.point.index):
-        grouped[trial.point.selection][tuple(trial.point.hyperparameters.items())].append(trial)
+    sign = 1 if higher_is_better else -1
+    grouped: dict[str, dict[tuple[Any, ...], list[Candidate]]] = defaultdict(lambda: defaultdict(list))
+    for candidate in sorted(candidates, key=lambda candidate: candidate.index):
+        grouped[candidate.selection][candidate.hyperparameters].append(candidate)
     best: set[int] = set()
     for points in grouped.values():
-        finished = [[trial for trial in members if trial.outcome is not None] for members in points.values()]
+        finished = [[one for one in members if one.worth is not None] for members in points.values()]
         whole = [done for done, members in zip(finished, points.values(), strict=True) if len(done) == len(members)]
         contest = whole or [done for done in finished if done]
         if not contest:
@@ -96,11 +132,11 @@ def best_points(trials: Sequence[Trial], metric: str, table: str | None = None) 
         winner = max(
             contest,
             key=lambda members: (
-                sign * _mean([_worth(trial, table) for trial in members]),
-                -_mean([trial.found.validation_loss for trial in members]),
+                sign * _mean([one.worth for one in members if one.worth is not None]),
+                -_mean([one.loss for one in members if one.loss is not None]),
             ),
         )
-        best.update(trial.point.index for trial in winner)
+        best.update(one.index for one in winner)
     return best
 
 
@@ -216,6 +252,8 @@ def _scores(trial: Trial, deployment: Deployment, won: bool, lineage: dict[str, 
         "test": scored.score,
         "test_low": low,
         "test_high": high,
+        "test_seen": scored.seen if scored.dropped != 0 else scored.score,
+        "test_dropped": scored.dropped,
         "seconds": outcome.seconds,
     }
 

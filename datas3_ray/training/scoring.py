@@ -16,7 +16,7 @@ RESAMPLED = 1000
 def score_classes(
     predicted: np.ndarray, codes: np.ndarray, names: Sequence[str], classes: Sequence[str], name: str
 ) -> TestScore:
-    """Classes predicted on a test table, by the metric ``name``.
+    """Classes predicted on a test table, by the metric ``name``: over all rows, and over those the subset could know.
 
     Parameters
     ----------
@@ -30,8 +30,12 @@ def score_classes(
     >>> score = score_classes(np.array([0, 0]), np.array([0, 1]), ["cat", "emu"], ["cat", "dog"], "accuracy")
     >>> score.score, score.recall
     (0.5, {'cat': 1.0, 'emu': 0.0})
+    >>> score.seen, score.dropped  # the emu left out, as published results do
+    (1.0, 1)
     """
     truth = recode(codes, names, classes)
+    known_rows = truth < len(classes)
+    dropped = int(len(truth) - known_rows.sum())
     present, recall = per_class_recall(predicted, truth)
     known = dict(zip(recode(np.arange(len(names)), names, classes).tolist(), names, strict=True))
     return TestScore(
@@ -39,6 +43,8 @@ def score_classes(
         interval=interval(predicted, truth, name),
         macro_accuracy=macro_accuracy(predicted, truth),
         recall={known[code]: value for code, value in zip(present.tolist(), recall.tolist(), strict=True)},
+        dropped=dropped,
+        seen=metric(name)(predicted[known_rows], truth[known_rows]) if 0 < dropped < len(truth) else None,
     )
 
 

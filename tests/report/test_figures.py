@@ -92,7 +92,7 @@ def test_log_ticks_are_inside_and_few(low: float, ratio: float) -> None:
 def test_heat_classes_are_in_the_stylesheet() -> None:
     from datas3_ray.report import page
 
-    style = (page._TEMPLATES / "report.css").read_text()
+    style = (page.TEMPLATES / "report.css").read_text()
     for step in np.linspace(0, 1, 23):
         assert f".{heat_class(float(step))} {{" in style
 

@@ -322,8 +322,21 @@ def test_intervals_hold_the_score(swept: Swept) -> None:
         )
 
 
+def test_rows_of_unknown_classes_are_counted_and_dropped_beside(swept: Swept) -> None:
+    dropped = 0
+    for row in swept.trials:
+        if row["missing_classes"] == 0:
+            assert (row["test_seen"], row["test_dropped"]) == (row["test"], 0)
+        else:  # a third of the test rows are cows, of which every one is an error
+            dropped += 1
+            assert row["test_dropped"] == row["test_rows"] // 3
+            assert row["test_seen"] == pytest.approx(row["test"] * 3 / 2)
+    assert dropped == 4
+
+
 def test_results_of_an_earlier_version_get_the_new_columns(swept: Swept, lake: Lake) -> None:
     old = swept.rows.drop_columns(["task", "start", "status", "error", "test_low", "test_high", "chosen_on"])
+    old = old.drop_columns(["test_seen", "test_dropped"])
     lake.write("results", old, kind="results", mode="append")
     assert lake.results().schema.names == RESULTS.names
     lake.append_results(swept.rows)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
 from datas3_ray.errors import UsageError
+from datas3_ray.training.contract import Outcome, TestScore
 from datas3_ray.training.metrics import METRICS, accuracy, macro_accuracy, metric, per_class_recall, recode
+from datas3_ray.training.records import parse_outcome
+from datas3_ray.training.scoring import score_classes, score_numbers
 
 
 def test_a_class_the_subset_lacks_counts_as_errors_and_is_not_dropped() -> None:
@@ -39,3 +44,26 @@ def test_the_registry() -> None:
 def test_nothing_to_score(predicted: list[int], truth: list[int]) -> None:
     with pytest.raises(ValueError, match="row|length"):
         metric("accuracy")(np.array(predicted, int), np.array(truth, int))
+
+
+def test_rows_of_classes_the_subset_lacks_are_dropped_from_the_paper_style_score_only() -> None:
+    codes, names = np.array([0, 0, 1, 2, 2]), ["cat", "dog", "emu"]
+    predicted = np.array([0, 1, 1, 0, 1])
+    score = score_classes(predicted, codes, names, ["cat", "dog"], "accuracy")
+    assert (score.score, score.seen, score.dropped) == (2 / 5, pytest.approx(2 / 3), 2)
+    macro = score_classes(predicted, codes, names, ["cat", "dog"], "macro_accuracy")
+    assert (macro.score, macro.seen) == (pytest.approx(0.5), pytest.approx(0.75))
+    whole = score_classes(predicted, codes, names, ["cat", "dog", "emu"], "accuracy")
+    assert (whole.score, whole.seen, whole.dropped) == (2 / 5, None, 0)
+    nothing = score_classes(predicted, codes, names, ["fox", "gnu"], "accuracy")
+    assert (nothing.score, nothing.seen, nothing.dropped) == (0.0, None, 5)
+    assert score_numbers(predicted.astype(float), codes.astype(float), "mse").dropped == 0
+
+
+def test_a_record_of_an_earlier_version_counted_no_dropped_rows() -> None:
+    outcome = Outcome(1, 2, 0.5, 0.1, 1.0, {"north": TestScore(0.5, (0.4, 0.6), dropped=3, seen=0.7)})
+    found = asdict(outcome)
+    assert parse_outcome(found) == outcome
+    del found["tests"]["north"]["dropped"], found["tests"]["north"]["seen"]
+    old = parse_outcome(found).tests["north"]
+    assert (old.dropped, old.seen) == (None, None)

@@ -1,0 +1,127 @@
+"""What a submission says, compared with a lake."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from datas3_ray.benchmark.archive import Fault
+from datas3_ray.benchmark.submission import contents, plain_trial
+from datas3_ray.benchmark.submission_form import Submission
+from datas3_ray.errors import Datas3Error
+
+if TYPE_CHECKING:
+    from datas3_ray.lake import Lake, Table
+
+
+def same_tables(submission: Submission, lake: Lake) -> str:
+    """Pool, test and query tables hold the same rows, in any order."""
+    for name, known in submission.manifest.tables.items():
+        if not lake.exists(name):
+            raise Fault(f"the lake has no table '{name}'")
+        found = [_contents(table, known.columns) for table in _versions(lake, name, known.version)]
+        wanted = (known.rows, known.fingerprint)
+        if wanted not in found:
+            rows = found[0][0]
+            raise Fault(
+                f"table '{name}' of the lake holds other rows: {rows:,} there, {known.rows:,} in the submission"
+            )
+    return f"{len(submission.manifest.tables)} tables hold the rows that the submission was made from"
+
+
+def eligible(submission: Submission, lake: Lake) -> str:
+    """Every id is a row of its pool, and of no split, test or query table."""
+    from datas3_ray.lake.splits import splits_of
+
+    manifest = submission.manifest
+    for name, ids in submission.ids.items():
+        pool = submission.lineages[name]["table"]
+        if pool not in manifest.tables:
+            raise Fault(f"selection '{name}' was made from table '{pool}', of which the manifest says nothing")
+        wanted = pa.array(ids, pa.string())
+        strange = _absent(lake.image_table(pool), wanted)
+        if strange:
+            raise Fault(f"selection '{name}': {len(strange):,} ids are not in table '{pool}', {strange[0]!r} for one")
+        scored = {table for one in manifest.deployments.values() for table in (one.test, one.query) if table}
+        for table in sorted(scored | {split.name for split in splits_of(lake, pool)} - {pool}):
+            if lake.exists(table) and table != pool:
+                held = len(wanted) - len(_absent(lake.image_table(table), wanted))
+                if held:
+                    raise Fault(f"selection '{name}': {held:,} ids are in '{table}', from which none may be chosen")
+    return "every id is in its pool, and in no test, query or split table"
+
+
+def same_selections(submission: Submission, lake: Lake) -> str | None:
+    """Where the lake has the selection, it keeps the same rows."""
+    names = set(lake.names("selection")) & set(submission.ids)
+    for name in sorted(names):
+        selection = lake.selection(name)
+        if selection.fingerprint != submission.manifest.selections[name].fingerprint:
+            raise Fault(f"selection '{name}' of the lake is another one: the fingerprints differ")
+        theirs = sorted(selection.ids().to_pylist())
+        if theirs != submission.ids[name]:
+            apart = set(theirs) ^ set(submission.ids[name])
+            raise Fault(f"selection '{name}' of the lake has other ids: {len(apart):,} are in one and not the other")
+    missing = len(submission.ids) - len(names)
+    return (
+        f"{len(names)} selections have the same ids there" + (f", {missing} are not there" if missing else "")
+        if names
+        else None
+    )
+
+
+def same_trials(submission: Submission, lake: Lake) -> str | None:
+    """Where the lake has the trial, it has the same scores."""
+    every = lake.results()
+    if not every.num_rows:
+        return None
+    mine = {_trial_key(trial): trial for trial in submission.trials}
+    found = 0
+    rows = every.filter(pc.is_in(every.column("trial"), value_set=pa.array([key[0] for key in mine], pa.string())))
+    for row in rows.to_pylist():
+        theirs = plain_trial(row)
+        same = mine.get(_trial_key(theirs))
+        if same is None:
+            continue
+        found += 1
+        for key in sorted({*theirs, *same} - {"run", "created"}):
+            if json.dumps(theirs.get(key), sort_keys=True) != json.dumps(same.get(key), sort_keys=True):
+                raise Fault(f"trial {theirs['trial']} in {theirs['deployment']}: {key} is another one in the lake")
+    missing = len(mine) - found
+    return f"{found} trials are the same there" + (f", {missing} are not there" if missing else "") if found else None
+
+
+def _trial_key(trial: Mapping[str, Any]) -> tuple[str, ...]:
+    return trial["trial"], trial["deployment"], trial["method"], trial["created"]
+
+
+def _versions(lake: Lake, name: str, version: int) -> Iterable[Table]:
+    """The table as it is, and as it was when the submission was made, where that is still there."""
+    yield lake.table(name)
+    try:
+        yield lake.table(name, version)
+    except (Datas3Error, ValueError, OSError):
+        return
+
+
+def _contents(table: Table, columns: list[str]) -> tuple[int, str]:
+    absent = [name for name in columns if name not in table.schema.names]
+    if absent:
+        raise Fault(f"table '{table.name}' of the lake has no column '{absent[0]}'")
+    found = contents(table, columns)
+    return found["rows"], found["fingerprint"]
+
+
+def _absent(table: Table, ids: pa.Array) -> list[str]:
+    """Ids that are not in a table, which is streamed."""
+    there = [
+        pc.filter(batch.column("id"), pc.is_in(batch.column("id"), value_set=ids))
+        for batch in table.dataset.scanner(columns=["id"]).to_batches()
+    ]
+    found = pa.concat_arrays([each.cast(pa.string()) for each in there]) if there else pa.array([], pa.string())
+    absent: list[str] = pc.filter(ids, pc.invert(pc.is_in(ids, value_set=found))).to_pylist()
+    return absent
