@@ -1,4 +1,4 @@
-"""The commands of the benchmark: leaderboard, submit, verify."""
+"""The commands of the benchmark: deployments, leaderboard, submit, verify."""
 
 from __future__ import annotations
 
@@ -14,9 +14,42 @@ from datas3_ray.errors import Datas3Error, UsageError
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to the command line."""
+    app.command()(deployments)
     app.command()(leaderboard)
     app.command()(submit)
     app.command()(verify)
+
+
+def deployments(
+    name: Annotated[str | None, typer.Argument(help="DATASET or DATASET/NAME; all of them by default.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", metavar="FILE", help="A file of your own.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The benchmark's deployments: rows, query, test and expert of each, as the recipe steps make them."""
+    from datas3_ray.benchmark.deployments import find_deployment, names
+
+    if name is not None and "/" in name:
+        found = find_deployment(name, file=file).model_dump(exclude_none=True)
+        _say([found], [f"{key:<8} {value}" for key, value in found.items()], as_json)
+        return
+    listed = [find_deployment(each, file=file) for each in names(name, file)]
+    rows = [
+        {
+            "deployment": f"{one.dataset}/{one.name}",
+            "task": one.task,
+            "metric": one.metric,
+            "query": one.query.get("rows"),
+            "expert": next(iter(one.expert)),
+            "where": one.where,
+        }
+        for one in listed
+    ]
+    width = max(len(str(row["deployment"])) for row in rows)
+    lines = [
+        f"{row['deployment']:<{width}}  {row['metric']:<8} {row['query'] or '-':>5} queries  {row['where']}"
+        for row in rows
+    ]
+    _say(rows, lines, as_json)
 
 
 def leaderboard(

@@ -104,16 +104,17 @@ class _File(BaseModel):
     deployments: dict[str, dict[str, Any]] = Field(min_length=1)
 
 
-def names(dataset: str | None = None) -> list[str]:
-    """Every deployment that comes with the package, as ``dataset/name``.
+def names(dataset: str | None = None, file: str | Path | None = None) -> list[str]:
+    """Every deployment that comes with the package, of one data set, or of a file of yours, as ``dataset/name``.
 
     >>> names("geode")
     ['geode/indonesia', 'geode/nigeria', 'geode/indoor', 'geode/outdoor']
     >>> len(names())
     20
     """
-    files = [dataset] if dataset is not None else sorted(path.stem for path in FOLDER.glob("*.yaml"))
-    return [f"{file}/{name}" for file in files for name in _read(str(_packaged(file)))["deployments"]]
+    known = [dataset] if dataset is not None else sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    documents = [_read(str(path)) for path in ([file] if file is not None else map(_packaged, known))]
+    return [f"{document['dataset']}/{name}" for document in documents for name in document["deployments"]]
 
 
 def find_deployment(of: str, changes: Mapping[str, Any] | None = None, file: str | Path | None = None) -> Deployment:

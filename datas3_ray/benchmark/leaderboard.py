@@ -89,7 +89,7 @@ class Row:
 
     ``mean`` averages the scores that are not outdated; None where there are none, or their metrics differ.
     ``paper_style_mean`` does so with the paper-style ones; None also where one of them is not known.
-    ``reference`` says that the method kept the whole pool everywhere.
+    ``reference`` says that the method kept the whole of the largest pool everywhere (a query set is a smaller one).
     """
 
     method: str
@@ -339,17 +339,20 @@ def _marked(cells: Mapping[tuple[str, str, str], Mapping[str, Cell]]) -> list[Ro
         best = sign * cell.paper_style.score == found
         return replace(marked, paper_style=replace(cell.paper_style, best=best))
 
-    return [
-        _row(method, model, vector, {n: mark(cell, rivals[model, vector, n]) for n, cell in by_deployment.items()})
-        for (model, vector, method), by_deployment in cells.items()
-    ]
+    largest = {key: max(cell.pool_size for cell in others) for key, others in rivals.items()}
+    rows = []
+    for (model, vector, method), by_deployment in cells.items():
+        marked = {name: mark(cell, rivals[model, vector, name]) for name, cell in by_deployment.items()}
+        whole = all(cell.subset_size >= largest[model, vector, name] for name, cell in marked.items())
+        rows.append(_row(method, model, vector, marked, whole))
+    return rows
 
 
 def _yardstick(cell: Cell) -> tuple[str, str, int]:
     return cell.metric, cell.test, cell.test_rows
 
 
-def _row(method: str, model: str, vector: str, cells: dict[str, Cell]) -> Row:
+def _row(method: str, model: str, vector: str, cells: dict[str, Cell], reference: bool) -> Row:
     current = [cell for cell in cells.values() if not cell.outdated]
     one_metric = len({cell.metric for cell in current}) == 1
     styled = [cell.paper_style.score for cell in current if cell.paper_style is not None]
@@ -360,7 +363,7 @@ def _row(method: str, model: str, vector: str, cells: dict[str, Cell]) -> Row:
         cells=cells,
         mean=math.fsum(cell.score for cell in current) / len(current) if one_metric else None,
         paper_style_mean=math.fsum(styled) / len(styled) if one_metric and len(styled) == len(current) else None,
-        reference=all(cell.subset_size >= cell.pool_size for cell in cells.values()),
+        reference=reference,
     )
 
 

@@ -97,7 +97,7 @@ def paper_rows(cells: Iterable[PaperCell], deployments: Iterable[str]) -> tuple[
     set's name may stand before the deployment's.
 
     >>> [row.method for row in paper_rows(read_paper(), ["Los-Angeles", "my_garden"])]
-    ['everything', 'query', 'expert']
+    ['everything', 'query_set', 'expert']
     >>> sorted(paper_rows(read_paper(), ["geode_nigeria", "my_garden"])[0].cells)
     ['geode_nigeria']
     """

@@ -77,7 +77,7 @@ LORA = {
     "steps.vit-lora.sweep.set.options": {"image_size": 32, "architecture": "test_vit"},
 }
 YOLO = {
-    "steps.yolov8n.sweep.selections": FEW,
+    "methods": FEW,
     "steps.yolov8n.sweep.set.grid": {"lr": [0.01], "batch_size": [16]},
     "steps.yolov8n.sweep.set.epochs": 1,
     "steps.yolov8n.sweep.set.weights": None,

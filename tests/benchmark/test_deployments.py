@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from command import datas3
 
 from datas3_ray.benchmark.deployments import FOLDER, find_deployment, names
 from datas3_ray.errors import UsageError
@@ -241,3 +243,14 @@ def test_files_are_checked(tmp_path: Path) -> None:
         path = path.with_name(path.stem + "x.yaml")
     with pytest.raises(UsageError, match="describes the data set 'geode', not 'a'"):
         find_deployment("a/b", file=FOLDER / "geode.yaml")
+
+
+def test_the_command_lists_and_shows(own_file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, said, _ = datas3("deployments", "--json", capsys=capsys)
+    assert status == 0 and [row["deployment"] for row in json.loads(said)] == names()
+    status, said, _ = datas3("deployments", "geode/nigeria", capsys=capsys)
+    assert status == 0 and "country = 'Nigeria'" in said and "region = 'Africa'" in said
+    status, said, _ = datas3("deployments", "--file", own_file, capsys=capsys)
+    assert status == 0 and "mine/here" in said and "40 queries" in said
+    status, _, complaint = datas3("deployments", "geod", capsys=capsys)
+    assert status == 2 and "Did you mean 'geode'" in complaint

@@ -323,13 +323,13 @@ def test_paper_rows_stand_beside_ours_and_are_never_best(tmp_path: Any) -> None:
     trials = [trial("nigeria", "near", 0.8), trial("attic", "near", 0.7)]
     results = pa.Table.from_pylist(trials, schema=RESULTS)
     made = leaderboard(results, paper=read_paper(tmp_path / "paper.csv"))
-    assert [row.method for row in made.paper] == ["everything", "query", "expert", "their method"]
+    assert [row.method for row in made.paper] == ["everything", "query_set", "expert", "their method"]
     assert all(set(row.cells) == {"nigeria"} for row in made.paper)
     every = made.paper[0].cells["nigeria"]
     assert (every.score, every.subset_size) == (0.9, 53000)  # the score is the file's, the size the package's
     assert made.rows[0].cells["nigeria"].best
     lines = printed(made).splitlines()
-    line = next(line for line in lines if "query (paper)" in line)
+    line = next(line for line in lines if "query_set (paper)" in line)
     assert "500" in line and " - " in line
     assert "90.0" in next(line for line in lines if "everything (paper)" in line)
     rows = made.to_rows()
@@ -352,7 +352,7 @@ def test_the_shipped_table_has_every_deployment_and_no_score() -> None:
     assert len({cell.deployment for cell in cells}) == 20 and len(cells) == 60
     assert {cell.score for cell in cells} == {None} and all(cell.subset_size for cell in cells)
     by_key = {(cell.deployment, cell.method): cell for cell in cells}
-    assert by_key["se_asia", "query"].subset_size == 309
+    assert by_key["se_asia", "query_set"].subset_size == 309
     assert by_key["gulf_of_mexico", "expert"].metric == "map50"
 
 
@@ -387,3 +387,11 @@ def test_names_are_text_in_markdown() -> None:
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.replace("\\|", "").count("|") for line in table} == {7}  # method, two scores, size, two means
     assert "<script>" not in text and "\\*near\\*" in text and "**50.0 ★** (40.0–60.0)" in text
+
+
+def test_a_query_set_kept_whole_is_no_reference() -> None:
+    made = board(
+        trial("north", "everything", 0.75, **WHOLE),
+        trial("north", "query_set", 0.80, subset_size=30, pool_size=30),
+    )
+    assert {row.method: row.reference for row in made.rows} == {"everything": True, "query_set": False}
