@@ -152,6 +152,15 @@ def test_geode(ray_session: None, tmp_path: Path) -> None:
     check(lake, "geode", ["vit_linear_probe", "resnet50", "vit_lora"])
 
 
+def test_the_same_recipe_twice_gives_the_same_to_the_last_digit(ray_session: None, tmp_path: Path) -> None:
+    boards = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        lake = run("geode", tmp_path / name, deployments=["nigeria"], **PROBE, **RESNET, **LORA)
+        boards.append(board(lake))
+    assert boards[0] == boards[1] and len(boards[0]) == len([*METHODS, *LABELLED, *OURS]) + 2 * 2
+
+
 def test_auto_arborist(ray_session: None, tmp_path: Path) -> None:
     lake = run("auto_arborist", tmp_path, **PROBE, **RESNET, **LORA)
     check(lake, "auto_arborist", ["vit_linear_probe", "resnet50", "vit_lora"])
