@@ -235,9 +235,10 @@ def test_files_that_are_no_recipes(tmp_path) -> None:
         load_recipe(broken)
 
 
-@pytest.mark.parametrize(
-    "path", sorted(Path(__file__).resolve().parents[1].glob("pipelines/*.yaml")), ids=lambda p: p.stem
-)
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("pipelines/**/*.yaml")), ids=lambda p: p.stem)
 def test_recipes_that_come_with_the_project_parse(path, tmp_path, make_pool) -> None:
     for name in ("pool", "imagenet"):  # what the papers' recipes expect in the lake
         make_pool(Lake(tmp_path / "lake"), name, ["a"], [[1.0, 0.0]])
@@ -245,4 +246,4 @@ def test_recipes_that_come_with_the_project_parse(path, tmp_path, make_pool) -> 
     overrides = [f"lake={tmp_path / 'lake'}", *(f"{key}={tmp_path}" for key in to_be_given)]
     parsed = load_recipe(path, overrides)
     assert parsed.steps
-    assert load_recipe(f"pipelines/{path.name}", overrides).name == parsed.name
+    assert load_recipe(str(path.relative_to(ROOT)), overrides).name == parsed.name
