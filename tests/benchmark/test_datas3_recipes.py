@@ -62,19 +62,16 @@ def settings(folder: Path, dataset: str, data: Path, **more: Any) -> list[str]:
 PROBE = {"steps.probe.sweep.set.grid": {"lr": [0.01], "batch_size": [32]}, "steps.probe.sweep.set.epochs": 1}
 
 
-def networks(*selections: str) -> dict[str, Any]:
+def networks(*selections: str, **task: str) -> dict[str, Any]:
     """The probe is trained on every selection; networks on these, which is enough to see that they take part."""
+    once = {"epochs": 1, "weights": None, **task}
+    resnet = {"grid": {"lr": [0.001], "batch_size": [64]}, "options": {"image_size": 40}}
+    lora = {"grid": {"lr": [0.003], "batch_size": [64]}, "options": {"image_size": 32, "architecture": "test_vit"}}
     return {
         "steps.resnet50.sweep.selections": selections,
-        "steps.resnet50.sweep.set.grid": {"lr": [0.001], "batch_size": [64]},
-        "steps.resnet50.sweep.set.epochs": 1,
-        "steps.resnet50.sweep.set.weights": None,
-        "steps.resnet50.sweep.set.options": {"image_size": 40},
+        "steps.resnet50.sweep.set": {**once, **resnet},
         "steps.vit-lora.sweep.selections": selections,
-        "steps.vit-lora.sweep.set.grid": {"lr": [0.003], "batch_size": [64]},
-        "steps.vit-lora.sweep.set.epochs": 1,
-        "steps.vit-lora.sweep.set.weights": None,
-        "steps.vit-lora.sweep.set.options": {"image_size": 32, "architecture": "test_vit"},
+        "steps.vit-lora.sweep.set": {**once, **lora},
     }
 
 
@@ -174,7 +171,8 @@ def test_auto_arborist(ray_session: None, tmp_path: Path) -> None:
 
 
 def test_nuscenes(ray_session: None, tmp_path: Path) -> None:
-    lake = run("nuscenes", tmp_path, **PROBE, **networks("everything"))
+    task = {"task": "regression", "label": "target", "metric": "mse"}
+    lake = run("nuscenes", tmp_path, **PROBE, **networks("everything", **task))
     check(lake, "nuscenes", ["everything"], ["resnet50", "vit_lora"])
 
 
