@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import pickle
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import fsspec
@@ -37,20 +35,10 @@ from datas3_ray.sources.fetch import fetch_images
 SECRET = "open-sesame-4711"
 
 
-def load(path: Path) -> ModuleType:
-    """A file of builders beside this one."""
-    spec = importlib.util.spec_from_file_location(f"sources_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 BUILDERS: dict[str, Callable[[Path], Any]] = {
     name: builder
-    for path in sorted(Path(__file__).parent.glob("builders*.py"))
-    for name, builder in load(path).BUILDERS.items()
+    for path in sorted((Path(__file__).parents[1] / "tiny").glob("*.py"))
+    for name, builder in import_module(f"tiny.{path.stem}").BUILDERS.items()
 }
 every_format = pytest.mark.parametrize("built", sorted(BUILDERS), indirect=True)
 

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tiny import formats as builders
 
 from datas3_ray.errors import UsageError
 from datas3_ray.sources import FileSource, Reject, Sample, Source, parse_source
 
-
-def _builders() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sources_builders", Path(__file__).parent / "builders.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-builders = _builders()
 FORMS = ["webdataset", "files", "parquet"]
 MAPPING = {"w": {"from": "row.original_width", "type": "int"}, "status": "json.status", "url": None}
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sources.builders_nuscenes import write_can, write_image, write_tables
+from tiny.nuscenes import write_can, write_image, write_tables
 from worlds import nuscenes as world
 
 from datas3_ray.errors import UsageError

@@ -1,29 +1,15 @@
-"""A tiny iWildCam in both of its layouts, for ``test_contract.py``; see ``builders.py``."""
+"""A tiny iWildCam in both of its layouts, for ``test_contract.py``; see ``formats.py``."""
 
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-NAME = "sources_builders"  # under which the contract tests have loaded builders.py, where they did
+from tiny.formats import Built, Expected, png
 
-
-def _builders() -> ModuleType:
-    if NAME not in sys.modules:
-        spec = importlib.util.spec_from_file_location(NAME, Path(__file__).with_name("builders.py"))
-        assert spec is not None and spec.loader is not None
-        module = sys.modules[NAME] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[NAME]
-
-
-Built, Expected, png = _builders().Built, _builders().Expected, _builders().png
 GPS = {"7": {"latitude": -1.5, "longitude": 36.25}, "71": {"latitude": -1.75, "longitude": 36.5}}
 
 

@@ -1,7 +1,6 @@
 """A tiny data set in every format, and what has to come out of it; ``test_contract.py`` runs over all of them.
 
-A builder writes into an empty folder and gives a ``Built``. ``BUILDERS`` of every ``builders*.py`` is what the suite
-collects.
+A builder writes into an empty folder and gives a ``Built``. ``BUILDERS`` of every file here is what the suite collects.
 """
 
 from __future__ import annotations

@@ -1,29 +1,13 @@
-"""A tiny Auto Arborist in its two forms, for ``test_contract.py``; see ``builders.py``."""
+"""A tiny Auto Arborist in its two forms, for ``test_contract.py``; see ``formats.py``."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+from tiny.formats import Built, Expected, png
 from worlds.tfrecords import example, framed
-
-NAME = "sources_builders"  # under which the contract tests have loaded builders.py, where they did
-
-
-def _builders() -> ModuleType:
-    if NAME not in sys.modules:
-        spec = importlib.util.spec_from_file_location(NAME, Path(__file__).with_name("builders.py"))
-        assert spec is not None and spec.loader is not None
-        module = sys.modules[NAME] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[NAME]
-
-
-Built, Expected, png = _builders().Built, _builders().Expected, _builders().png
 
 
 def tree(idx: str, image: bytes, prefix: str = "", **more: Any) -> dict[str, list[Any]]:

@@ -1,28 +1,13 @@
-"""A tiny nuScenes, for ``test_contract.py``; see ``builders.py``."""
+"""A tiny nuScenes, for ``test_contract.py``; see ``formats.py``."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-NAME = "sources_builders"  # under which the contract tests have loaded builders.py, where they did
-
-
-def _builders() -> ModuleType:
-    if NAME not in sys.modules:
-        spec = importlib.util.spec_from_file_location(NAME, Path(__file__).with_name("builders.py"))
-        assert spec is not None and spec.loader is not None
-        module = sys.modules[NAME] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[NAME]
-
-
-Built, Expected, png = _builders().Built, _builders().Expected, _builders().png
+from tiny.formats import Built, Expected, png
 
 
 def write_tables(top: Path, frames: list[dict[str, Any]], scenes: tuple[str, ...] = ("scene-0001",)) -> None:
