@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import quantiles
 
 from markupsafe import Markup
 
@@ -56,7 +57,10 @@ class Label:
 
 
 class Axes:
-    """The mapping from sizes and scores to the panel's coordinates. Sizes are logarithmic when they span a decade."""
+    """The mapping from sizes and scores to the panel's coordinates. Sizes are logarithmic when they span a decade.
+
+    A score far from all others would flatten them: it is drawn at the edge, and ``beyond`` says so.
+    """
 
     def __init__(self, sizes: Sequence[float], scores: Sequence[float]) -> None:
         low, high = max(min(sizes), 1.0), max(max(sizes), 1.0)
@@ -67,7 +71,8 @@ class Axes:
         else:
             pad = 0.08 * (high - low) or 0.1 * high
             self.sizes = (max(low - pad, 0.0), high + pad)
-        bottom, top = min(scores), max(scores)
+        near = _near(scores)
+        bottom, top = min(near), max(near)
         margin = 0.12 * (top - bottom) or max(abs(top) * 0.05, 1e-6)
         self.scores = (bottom - margin, top + margin)
 
@@ -81,11 +86,26 @@ class Axes:
     def y(self, score: float) -> float:
         """Vertical coordinate of a score."""
         low, high = self.scores
+        score = _clamp(score, low, high)
         return TOP + (1 - (score - low) / (high - low)) * (HEIGHT - TOP - BOTTOM)
+
+    def beyond(self, score: float) -> str:
+        """An arrow where a score lies beyond the edge that it is drawn at; otherwise nothing."""
+        low, high = self.scores
+        return "↓" if score < low else "↑" if score > high else ""
 
     def size_ticks(self) -> list[float]:
         """Sizes to mark."""
         return log_ticks(*self.sizes) if self.log else ticks(*self.sizes)
+
+
+def _near(scores: Sequence[float]) -> list[float]:
+    """The scores without those that are further off than three times the width of the middle half."""
+    if len(scores) < 8:
+        return list(scores)
+    first, _, third = quantiles(scores, n=4)
+    reach = 3 * (third - first)
+    return [score for score in scores if first - reach <= score <= third + reach] if reach else list(scores)
 
 
 def scatter(points: Sequence[Point], *, reference: Point | None, metric: str, deployment: str) -> Markup:
@@ -108,6 +128,11 @@ def scatter(points: Sequence[Point], *, reference: Point | None, metric: str, de
         obstacles.append(Box(LEFT, y - 1, WIDTH - RIGHT, y + 1))
     # Points come best first, so the first are named where there is no room for all.
     texts = [formats.shorten(p.name, MAX_LABEL) if i < MAX_LABELS else "" for i, p in enumerate(points)]
+    arrows = [axes.beyond(p.score) for p in points]
+    texts = [
+        f"{text or formats.shorten(p.name, MAX_LABEL)} {arrow} {formats.score(p.score)}" if arrow else text
+        for p, text, arrow in zip(points, texts, arrows, strict=True)
+    ]
     labels = place([(axes.x(p.size), axes.y(p.score), text) for p, text in zip(points, texts, strict=True)], obstacles)
     for point, label in reversed(list(zip(points, labels, strict=True))):
         body += _marker(axes, point, label)

@@ -137,6 +137,10 @@ def _mark(axes: Axes, mark: Mark, x: float) -> Markup:
         if mark.best:
             body += Markup('<circle class="halo" cx="{:.1f}" cy="{:.1f}" r="{}"/>').format(x, y, RADIUS + 3.5)
         body += _shape(x, y, mark.look)
+        if arrow := axes.beyond(mark.score):
+            body += Markup('<text class="label" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(
+                x, y - 9 if arrow == "↓" else y + 17, f"{arrow} {formats.score(mark.score)}"
+            )
     return Markup('<g class="mark m{}"><title>{}</title>{}</g>').format(mark.look, _words(mark), body)
 
 

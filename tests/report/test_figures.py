@@ -136,3 +136,15 @@ def test_every_point_is_inside_the_panel() -> None:
     for size, score in ((0, 0.0), (1, 1.0), (1_000_000, 0.5)):
         assert sc.LEFT <= axes.x(size) <= sc.WIDTH - sc.RIGHT
         assert sc.TOP <= axes.y(score) <= sc.HEIGHT - sc.BOTTOM
+
+
+def test_a_score_far_from_the_others_is_drawn_at_the_edge_and_said() -> None:
+    scores = [80.0, 81.0, 82.0, 83.0, 80.5, 81.5, 82.5, 79.0, 14.0]
+    axes = sc.Axes([100] * 9, scores)
+    assert axes.scores[0] > 70 and axes.beyond(14.0) == "↓" and axes.beyond(79.0) == ""
+    assert axes.y(14.0) == axes.y(axes.scores[0]) == sc.HEIGHT - sc.BOTTOM
+    points = [sc.Point(f"m{i}", 100 + i, score) for i, score in enumerate(scores)]
+    assert "m8 ↓ 14" in sc.scatter(points, reference=None, metric="accuracy", deployment="d")
+    # Few scores, and scores of which half are the same, are all shown as they are.
+    assert sc.Axes([1] * 7, scores[-7:]).scores[0] < 14
+    assert sc.Axes([1] * 9, [80.0] * 8 + [14.0]).scores[0] < 14
