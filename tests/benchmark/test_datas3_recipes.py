@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +145,8 @@ def test_captions_are_the_deployments_own(dataset: str) -> None:
 
 
 def test_iwildcam(ray_session: None, tmp_path: Path) -> None:
-    lake = run("iwildcam", tmp_path, **PROBE, **networks(*FEW))
-    check(lake, "iwildcam", ["everything", "expert"], ["resnet50", "vit_lora"])
+    lake = run("iwildcam", tmp_path, **PROBE, **networks("everything"))
+    check(lake, "iwildcam", ["everything"], ["resnet50", "vit_lora"])
     assert lake.selection("expert-se_asia").lineage()["method"] == "nearby"
 
 
@@ -177,6 +178,7 @@ def test_nuscenes(ray_session: None, tmp_path: Path) -> None:
 
 
 def test_fish_detection(ray_session: None, tmp_path: Path) -> None:
-    pytest.importorskip("ultralytics")
+    if find_spec("ultralytics") is None:  # importing it here would change PIL and numpy for all that follows
+        pytest.skip("the extra detection is not installed")
     lake = run("fish_detection", tmp_path, **YOLO)
     check(lake, "fish_detection", ["everything", "expert"], ["yolov8n"])
