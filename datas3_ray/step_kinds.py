@@ -12,7 +12,7 @@ from datas3_ray.lake.splits import Split
 from datas3_ray.selectors import SELECTORS, make_selector
 from datas3_ray.steps import IngestStep, ReportStep, SelectStep, SplitStep, Step, SweepStep, SyntheticStep
 from datas3_ray.steps_auto import AutoStep
-from datas3_ray.steps_benchmark import DeploymentStep, ExpertStep, make_deployment
+from datas3_ray.steps_benchmark import DeploymentStep, ExpertStep
 from datas3_ray.steps_combine import CombineStep, make_combine
 from datas3_ray.steps_lake import EmbedStep, IndexStep, OptimizeStep, make_embed, make_index
 from datas3_ray.steps_scores import ScoreStep, make_score
@@ -106,14 +106,22 @@ def _auto(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
     return step
 
 
+def _deployment(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
+    source = _from(body)
+    step = checked(kind, body, filled={"name": name, "source": source})
+    assert isinstance(step, DeploymentStep | ExpertStep)
+    step.check()
+    return step
+
+
 _MAKERS: dict[str, Callable[[str, dict[str, Any], type[Step]], Step]] = {
     "ingest": _ingest,
     "split": _split,
     "select": _select,
     "auto": _auto,
     "combine": make_combine,
-    "deployment": make_deployment,
-    "expert": make_deployment,
+    "deployment": _deployment,
+    "expert": _deployment,
     "embed": make_embed,
     "index": make_index,
     "score": make_score,

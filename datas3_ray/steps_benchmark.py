@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from datas3_ray.benchmark.deployments import Deployment, find_deployment
-from datas3_ray.errors import UsageError, checked
 from datas3_ray.lake.splits import Split, split_is_current, split_table
 from datas3_ray.selectors import Selector
 from datas3_ray.steps import Context, Outcome, SelectStep, Step
@@ -24,6 +23,13 @@ class _OfDeployment(Step):
         from datas3_ray.recipe import find_file
 
         return find_deployment(self.of, self.set, find_file(self.file) if self.file is not None else None)
+
+    def check(self) -> None:
+        """A UsageError for a deployment, split or expert that cannot be meant, as soon as the recipe is read."""
+        found = self.found()
+        found.test_split()
+        found.query_split("test")
+        found.expert_selector()
 
 
 class DeploymentStep(_OfDeployment):
@@ -89,15 +95,3 @@ class ExpertStep(_OfDeployment):
         selector: Selector = self.found().expert_selector()
         test = f"{self.deployment or self.of.partition('/')[2]}-test" if selector.needs_query else None
         return SelectStep(name=self.name, source=self.source, selector=selector, query=test)
-
-
-def make_deployment(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
-    """A step of either kind from its mapping; the deployment is looked up, so that a mistake is told at once."""
-    source = body.pop("from", None)
-    if not isinstance(source, str):
-        raise UsageError("the key 'from' is missing; it names the image table to read.")
-    step = checked(kind, body, filled={"name": name, "source": source})
-    assert isinstance(step, DeploymentStep | ExpertStep)
-    found = step.found()
-    found.test_split(), found.query_split("test"), found.expert_selector()
-    return step

@@ -91,6 +91,7 @@ class ProbeLayer:
         self.batch_size = batch_size
         self._blocks: dict[tuple[int, int], _Block] = {}
 
+    @torch.inference_mode()  # small steps cost less without what gradients would need
     def learn(
         self,
         x: torch.Tensor,
