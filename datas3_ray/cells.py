@@ -15,13 +15,14 @@ import numpy as np
 import pyarrow as pa
 
 from datas3_ray import __version__
-from datas3_ray.clustering import Clustering, KMeansConfig, cluster, is_aligned, sample_vectors
+from datas3_ray.clustering import Clustering, KMeansConfig, cluster, is_aligned
 from datas3_ray.kernels.kmeans import spherical_kmeans
 from datas3_ray.kernels.similarity import nearest, normalize
 from datas3_ray.lake.aligned import aligned_refs, write_aligned
 from datas3_ray.lake.schemas import fingerprint, matrix, vector_field
 from datas3_ray.lake.view import Counts, Fragment, Mapped, View
 from datas3_ray.runtime import device, gather, matrix_task
+from datas3_ray.sampling import assembled, draw
 
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake
@@ -180,7 +181,7 @@ def _trained(view: View, first: np.ndarray, config: KMeansConfig, children: int)
     """Cells from the clustering's own sample, some clusters a task."""
     import ray
 
-    sample = ray.put(sample_vectors(view, config))
+    sample = ray.remote(assembled).options(num_cpus=1).remote(*draw(view, config.sample_rows, config.seed))
     centroids = ray.put(first)
     cluster = ray.remote(_nearest).options(**matrix_task()).remote(sample, centroids)
     train = ray.remote(_train).options(**matrix_task())

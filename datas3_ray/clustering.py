@@ -13,26 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
 from datas3_ray import __version__
-from datas3_ray.errors import UsageError
-from datas3_ray.kernels.hashing import hash64, id_words, uniform
 from datas3_ray.kernels.kmeans import centroid_statistics, spherical_kmeans
-from datas3_ray.kernels.similarity import nearest, normalize
+from datas3_ray.kernels.similarity import nearest
 from datas3_ray.lake.aligned import aligned_refs, part_positions, write_aligned
-from datas3_ray.lake.cut import apply_cut, find_cut
 from datas3_ray.lake.schemas import fingerprint, matrix, vector_field
 from datas3_ray.lake.view import Counts, Fragment, Mapped, View
-from datas3_ray.runtime import device, gather, idle_cpus, matrix_task, unpacked
+from datas3_ray.runtime import device, gather, idle_cpus, matrix_task
+from datas3_ray.sampling import assembled, draw, require_rows
 
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake
-
-
-SPARE_ROWS = 1000
-"""Rows more than are wanted that the first look at a table brings along, so that a second one is seldom needed."""
 
 
 class KMeansConfig(BaseModel):
@@ -44,6 +37,11 @@ class KMeansConfig(BaseModel):
     iterations: int = Field(default=20, ge=1)
     seed: int = Field(default=0, ge=0)
     sample: int = Field(default=1_000_000, ge=1)
+
+    @property
+    def sample_rows(self) -> int:
+        """Rows to train on, at most."""
+        return min(self.sample, 256 * self.clusters)
 
 
 @dataclass(frozen=True)
@@ -118,11 +116,11 @@ def _trained(view: View, config: KMeansConfig, lineage: dict[str, Any]) -> np.nd
     """New centroids; the lineage gets the objective of each iteration."""
     import ray
 
-    sample = sample_vectors(view, config)
+    sample = draw(view, config.sample_rows, config.seed)
     resources = matrix_task()
     if "num_gpus" not in resources:
         resources = {"num_cpus": idle_cpus()}
-    trained = gather([ray.remote(_train).options(**resources).remote(sample, config, resources["num_cpus"])])[0]
+    trained = gather([ray.remote(_train).options(**resources).remote(config, resources["num_cpus"], *sample)])[0]
     lineage["objective"] = [round(float(value), 6) for value in trained.objective]
     return np.asarray(trained.centroids)
 
@@ -135,7 +133,7 @@ def _assign_and_write(lake: Lake, view: View, name: str, lineage: dict[str, Any]
     centroids_ref = ray.put(centroids)
     assigned = view.map(assign_fragment, centroids_ref, resources=matrix_task())
     counts = assigned.counts()
-    _require_rows(view, counts.eligible)
+    require_rows(view, counts.eligible)
     lineage |= {
         "method": "kmeans",
         "table": view.table.name,
@@ -190,101 +188,14 @@ def _read(lake: Lake, view: View, name: str, rows: str) -> Clustering:
     )
 
 
-def sample_vectors(view: View, config: KMeansConfig) -> np.ndarray:
-    """Unit vectors of the rows that k-means trains on, float32 (rows, d).
-
-    They are the rows with the smallest seeded hash, in the order of their ids: the same however it is run.
-    """
-    import ray
-
-    most = min(config.sample, 256 * config.clusters)
-    # Rows that are surely enough come along at once; where fewer are eligible than the table has rows, a second look
-    # is needed.
-    guess = min(1.0, 1.1 * (most + SPARE_ROWS) / max(1, view.table.count_rows()))
-    looked = view.map(_hash_part, config.seed, guess)
-    pairs = unpacked(looked.parts, 2)
-    keyed = [pair[0] for pair in pairs]
-    eligible = looked.counts().eligible
-    _require_rows(view, eligible)
-    cut = find_cut(keyed, min(eligible, most))
-    chosen = ray.remote(_chosen)
-    pieces = gather(chosen.remote(part, pair[1], cut, guess) for part, pair in zip(keyed, pairs, strict=True))
-    if any(piece is None for piece in pieces):
-        pieces = view.zip(_take_part, keyed, cut).results()
-    ids = pa.chunked_array([piece[0] for piece in pieces], pa.string()).combine_chunks()
-    order = pc.array_sort_indices(ids).to_numpy()
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    sample = np.empty((len(ids), view.table.require_vector(str(view.column))), np.float32)
-    at = 0
-    for _, vectors in pieces:
-        if not len(vectors):
-            continue
-        sample[place[at : at + len(vectors)]] = vectors
-        at += len(vectors)
-    return sample
-
-
-def _require_rows(view: View, eligible: int) -> None:
-    if eligible == 0:
-        raise UsageError(
-            f"table '{view.table.name}' has no eligible row with a usable vector in column '{view.column}'."
-        )
-
-
-Sampled = tuple[pa.Array, np.ndarray]
-"""Ids and unit vectors float32 (n, d)."""
-
-
-def _hash_part(fragment: Fragment, seed: int, guess: float) -> tuple[pa.Table, Sampled]:
-    """Ids of the eligible rows scored so that the smallest hash ranks first, and the rows whose hash is below guess."""
-    ids, hashes, found = [pa.array([], pa.string())], [np.empty(0)], []
-    for batch_ids, vectors in fragment.vectors():
-        drawn = uniform(hash64(id_words(batch_ids), seed=seed, stream="kmeans-sample"))
-        ids.append(batch_ids)
-        hashes.append(drawn)
-        found.append((batch_ids, normalize(vectors[drawn < guess])[0], drawn < guess))
-    table = pa.table({"id": pa.chunked_array(ids), "score": -np.concatenate(hashes)})
-    return table, _joined(found)
-
-
-def _chosen(part: pa.Table, found: Sampled, cut: Any, guess: float) -> Sampled | None:
-    """Of the rows that were found at once those above the cut; None where the cut lets in others."""
-    keep = apply_cut(part, cut).column("keep").to_numpy()
-    near = part.column("score").to_numpy() > -guess
-    if (keep & ~near).any():
-        return None
-    ids, vectors = found
-    return ids.filter(pa.array(keep[near])), vectors[keep[near]]
-
-
-def _take_part(fragment: Fragment, part: pa.Table, cut: Any) -> Sampled:
-    """Ids and unit vectors of the part's rows above the cut."""
-    keep = apply_cut(part, cut).column("keep").to_numpy()
-    found, at = [], 0
-    for batch_ids, batch in fragment.vectors():
-        mask = keep[at : at + len(batch_ids)]
-        at += len(batch_ids)
-        found.append((batch_ids, normalize(batch[mask])[0], mask))
-    return _joined(found)
-
-
-def _joined(found: list[tuple[pa.Array, np.ndarray, np.ndarray]]) -> Sampled:
-    """Batches of ids, of the vectors of some of them, and of the masks that say which, in one."""
-    if not found:
-        return pa.array([], pa.string()), np.empty((0, 0), np.float32)
-    ids = pa.concat_arrays([ids.filter(pa.array(mask)) for ids, _, mask in found])
-    return ids, np.concatenate([vectors for _, vectors, _ in found])
-
-
-def _train(sample: np.ndarray, config: KMeansConfig, threads: float) -> Any:
+def _train(config: KMeansConfig, threads: float, *sample: Any) -> Any:
     import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(int(threads))  # the answer does not depend on it
     try:
         return spherical_kmeans(
-            sample, config.clusters, seed=config.seed, iterations=config.iterations, device=device()
+            assembled(*sample), config.clusters, seed=config.seed, iterations=config.iterations, device=device()
         )
     finally:
         torch.set_num_threads(before)

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,13 +24,21 @@ _QUIET = {
 }
 # Ray's workers inherit these. Without the first two what threads allocate is spread over many arenas and heaps that
 # keep their free memory, so that a worker's grows for a long time with the number of shards it has seen. The thresholds
-# keep the memory of a few batches for the next ones: fresh pages would cost a fifth more time.
+# keep the memory of a few batches for the next ones, and large pages make what is fresh cheap: small ones, got one by
+# one, cost as much as the arithmetic where the machine is a virtual one.
 _LEAN_WORKERS = {
     "MALLOC_ARENA_MAX": "2",
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "MALLOC_MMAP_THRESHOLD_": str(64 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
+# Ray ends workers that were idle for a second, and what they have imported takes seconds to import again: where one
+# task has all CPUs for a while, as k-means does, the other workers are to be there still when it is done.
+_WORKERS_STAY = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
+
+HEARD_SECONDS = 0.5
+"""How long it may take until the CPUs of tasks that are done count as idle."""
 
 
 def ensure_ray(num_cpus: int | None = None) -> None:
@@ -37,7 +46,7 @@ def ensure_ray(num_cpus: int | None = None) -> None:
 
     Does nothing when Ray is already running in this process. ``num_cpus`` applies to a machine of our own only.
     """
-    for key, value in (_QUIET | _LEAN_WORKERS).items():
+    for key, value in (_QUIET | _LEAN_WORKERS | _WORKERS_STAY).items():
         os.environ.setdefault(key, value)
     # Lance warns whenever the process forks, which starting Ray's own programs does; they never touch Lance.
     warnings.filterwarnings("ignore", message="lance is not fork-safe")
@@ -100,7 +109,11 @@ def idle_cpus() -> int:
     import ray
 
     largest = max((node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]), default=1)
-    return max(1, int(min(largest, ray.available_resources().get("CPU", 1))))
+    # Ray hears of it a moment later when a task has given its CPU back.
+    until = time.monotonic() + HEARD_SECONDS
+    while (idle := ray.available_resources().get("CPU", 1)) < largest and time.monotonic() < until:
+        time.sleep(0.02)
+    return max(1, int(min(largest, idle)))
 
 
 def cluster_gpus() -> int:
@@ -122,16 +135,17 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def unpacked(refs: Iterable[Any], count: int) -> list[Any]:
-    """For each reference to a tuple of ``count`` values a list of references to the values, fetched by nobody."""
+def settled(refs: list[Any]) -> list[Any]:
+    """The same references once their tasks are done or have failed; nothing is fetched.
+
+    For tasks that fetch references themselves, one after another: a task that waits for others inside its worker makes
+    Ray start another worker meanwhile.
+    """
     import ray
 
-    task = ray.remote(_itself).options(num_returns=count, num_cpus=1)
-    return [task.remote(ref) for ref in refs]
-
-
-def _itself(values: Any) -> Any:
-    return values
+    if refs:
+        ray.wait(refs, num_returns=len(refs), fetch_local=False)
+    return refs
 
 
 def gather(refs: Iterable[Any]) -> list[Any]:

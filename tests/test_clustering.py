@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from datas3_ray import Lake, clustering
-from datas3_ray.clustering import KMeansConfig, cluster, sample_vectors
+from datas3_ray import Lake
+from datas3_ray.clustering import KMeansConfig, cluster
 from datas3_ray.errors import UsageError
-from datas3_ray.kernels.hashing import hash64, id_words, uniform
 from datas3_ray.lake.view import View
 
 
@@ -52,24 +50,6 @@ def test_same_clusters_for_any_layout_and_a_bounded_sample(tmp_path, ray_session
         answers.append((found.centroids, members))
     assert np.array_equal(answers[0][0], answers[1][0])
     assert answers[0][1] == answers[1][1]
-
-
-@pytest.mark.parametrize("spare", [1000, -30])
-def test_the_sample_is_the_smallest_hashes_however_many_rows_are_not_usable(
-    lake, make_pool, spare, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With less than nothing to spare, a second look is needed."""
-    monkeypatch.setattr(clustering, "SPARE_ROWS", spare)
-    rng = np.random.default_rng(0)
-    vectors, ids = rng.normal(size=(120, 3)), [f"{i:03}" for i in rng.permutation(120)]
-    vectors[::2] = np.nan
-    make_pool(lake, "pool", ids, vectors, fragments=3)
-    found = sample_vectors(View(lake.table("pool"), "vec"), KMeansConfig(clusters=5, sample=40, seed=7))
-    usable = pa.array([ids[i] for i in range(1, 120, 2)])
-    drawn = uniform(hash64(id_words(usable), seed=7, stream="kmeans-sample"))
-    chosen = sorted(np.argsort(drawn)[:40], key=lambda i: usable[int(i)].as_py())
-    expected = vectors[1::2][chosen]
-    assert found == pytest.approx(expected / np.linalg.norm(expected, axis=1, keepdims=True), abs=1e-6)
 
 
 def test_is_made_once(lake, make_pool) -> None:

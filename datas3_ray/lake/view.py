@@ -163,28 +163,43 @@ class View:
             for position, fragment in enumerate(self.fragment_ids)
         ]
 
-    def map(self, work: Callable[..., Any], *args: Any, resources: dict[str, float] | None = None) -> Mapped:
+    def map(
+        self, work: Callable[..., Any], *args: Any, resources: dict[str, float] | None = None, returns: int = 1
+    ) -> Mapped:
         """Run ``work(fragment, *args)`` as one task a fragment; results stay where they were made.
 
-        Arguments that are one large value should be passed as ``ray.put`` references.
+        Arguments that are one large value should be passed as ``ray.put`` references. Where ``work`` returns a tuple
+        and ``returns`` says of how many values, each part is a list of references, one a value.
         """
-        import ray
-
-        task = ray.remote(_run).options(num_returns=2, **(resources or {"num_cpus": 1}))
-        pairs = [task.remote(work, fragment, *args) for fragment in self.fragments()]
-        return Mapped([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+        return self._each([()] * len(self.fragment_ids), work, args, resources, returns)
 
     def zip(
-        self, work: Callable[..., Any], parts: list[Any], *args: Any, resources: dict[str, float] | None = None
+        self,
+        work: Callable[..., Any],
+        parts: list[Any],
+        *args: Any,
+        resources: dict[str, float] | None = None,
+        returns: int = 1,
     ) -> Mapped:
         """Like :meth:`map`, with each fragment's aligned part: ``work(fragment, part, *args)``."""
+        return self._each([(part,) for part in parts], work, args, resources, returns)
+
+    def _each(
+        self,
+        given: list[tuple[Any, ...]],
+        work: Callable[..., Any],
+        args: tuple[Any, ...],
+        resources: dict[str, float] | None,
+        returns: int,
+    ) -> Mapped:
         import ray
 
-        task = ray.remote(_run).options(num_returns=2, **(resources or {"num_cpus": 1}))
-        pairs = [
-            task.remote(work, fragment, part, *args) for fragment, part in zip(self.fragments(), parts, strict=True)
+        task = ray.remote(_run).options(num_returns=returns + 1, **(resources or {"num_cpus": 1}))
+        made: list[Any] = [
+            task.remote(returns, work, fragment, *own, *args)
+            for fragment, own in zip(self.fragments(), given, strict=True)
         ]
-        return Mapped([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+        return Mapped([refs[0] if returns == 1 else refs[:-1] for refs in made], [refs[-1] for refs in made])
 
 
 @dataclass
@@ -235,8 +250,9 @@ def aligned_part(dataset: Any, positions: list[int], columns: list[str] | None, 
     return pa.concat_tables([fragment.to_table(columns=columns, filter=filter) for fragment in chosen])
 
 
-def _run(work: Callable[..., Any], fragment: Fragment, *args: Any) -> tuple[Any, Counts]:
-    return work(fragment, *args), fragment.counts
+def _run(returns: int, work: Callable[..., Any], fragment: Fragment, *args: Any) -> tuple[Any, ...]:
+    found = work(fragment, *args)
+    return (*(found if returns > 1 else (found,)), fragment.counts)
 
 
 def _fetch(boxed: Any) -> Any:

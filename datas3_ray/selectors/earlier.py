@@ -89,7 +89,7 @@ class Pieces:
         import ray
 
         load = ray.remote(_load).options(num_returns=2, num_cpus=1)
-        loaded: list[Any] = [load.remote(pieces) for pieces in buckets]
+        loaded: list[Any] = [load.remote(*pieces) for pieces in buckets]
         self.rule = rule
         self.groups = [group for group, _ in loaded]
         ids = [names for _, names in loaded]
@@ -156,7 +156,7 @@ class Pieces:
         return [task.remote(group, self.names, self.base[a], *args, *found[a]) for a, group in enumerate(self.groups)]
 
 
-def _load(pieces: list[Any]) -> tuple[Group, pa.Array]:
+def _load(*pieces: dict[str, Any]) -> tuple[Group, pa.Array]:
     group = load_group(pieces)
     return group, group.ids
 

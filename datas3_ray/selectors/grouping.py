@@ -18,7 +18,7 @@ from datas3_ray.kernels.hashing import hash64, id_words, uniform
 from datas3_ray.kernels.ranking import rank_words
 from datas3_ray.kernels.similarity import normalize
 from datas3_ray.lake.view import Fragment, Mapped, View
-from datas3_ray.runtime import gather
+from datas3_ray.runtime import gather, settled
 from datas3_ray.selectors.duplicates import Preference
 
 BUCKET_ROWS = 100_000
@@ -173,16 +173,14 @@ def collect(view: View, assigned: Mapped, answers: list[Any], finish: Callable[.
     import ray
 
     task = ray.remote(_collect).options(num_cpus=1)
+    answers = settled(answers)
     parts = [task.remote(finish, part, position, args, answers) for position, part in enumerate(assigned.parts)]
     return Mapped(parts, assigned._counts)
 
 
-def load_group(pieces: Sequence[Any]) -> Group:
-    """The dealt pieces of a bucket (or references to them) as one sorted group."""
-    import ray
-
-    loaded = [ray.get(piece) if isinstance(piece, ray.ObjectRef) else piece for piece in pieces]
-    pieces = [piece for piece in loaded if piece["rows"].num_rows] or loaded[:1]
+def load_group(pieces: Sequence[dict[str, Any]]) -> Group:
+    """The dealt pieces of a bucket as one sorted group."""
+    pieces = [piece for piece in pieces if piece["rows"].num_rows] or pieces[:1]
     rows = pa.concat_tables([piece["rows"] for piece in pieces])
     ids = rows.column("id").combine_chunks()
     cluster = rows.column("cluster").to_numpy()

@@ -18,7 +18,7 @@ from datas3_ray.kernels.neighbours import LOWEST, Collector, Lists, merge_lists,
 from datas3_ray.kernels.similarity import normalize
 from datas3_ray.lake.schemas import matrix
 from datas3_ray.lake.view import Fragment, Mapped, View
-from datas3_ray.runtime import device, gather, matrix_task, unpacked
+from datas3_ray.runtime import device, gather, matrix_task
 from datas3_ray.selectors.grouping import lexicographic
 
 if TYPE_CHECKING:
@@ -99,12 +99,19 @@ class NeighbourSearch:
         spans = zip(self.starts[:-1], self.starts[1:], strict=True)
         shares: list[Any] = [(int(a), None if taken is None else taken[a:b]) for a, b in spans]
         mapped = self.view.zip(
-            _search, shares, self._ref, which, floor[which], limit, self.rows is None, resources=matrix_task()
+            _search,
+            shares,
+            self._ref,
+            which,
+            floor[which],
+            limit,
+            self.rows is None,
+            resources=matrix_task(),
+            returns=2,
         )
-        pairs = unpacked(mapped.parts, 2)
         if self.rows is None:
-            self.rows = Mapped([pair[1] for pair in pairs], mapped._counts)
-        return self._merge([pair[0] for pair in pairs], limit)
+            self.rows = Mapped([rows for _, rows in mapped.parts], mapped._counts)
+        return self._merge([lists for lists, _ in mapped.parts], limit)
 
     def _merge(self, lists: list[Any], limit: int) -> Lists:
         import ray

@@ -11,21 +11,20 @@ from pydantic import PrivateAttr
 
 from datas3_ray.clustering import assign_fragment, centroids_of
 from datas3_ray.errors import UsageError
-from datas3_ray.kernels._tiles import SCALE, WINDOW, Pairs
+from datas3_ray.kernels._tiles import SCALE
 from datas3_ray.kernels.pairwise import prior_max_groups
-from datas3_ray.kernels.ranking import rank_words
 from datas3_ray.kernels.similarity import normalize
 from datas3_ray.lake import Lake, Selection, Table
 from datas3_ray.lake.aligned import aligned_refs
 from datas3_ray.lake.view import Fragment, Mapped
-from datas3_ray.runtime import device, gather, matrix_task, unpacked
+from datas3_ray.runtime import device, gather, matrix_task
 from datas3_ray.selectors.base import Inputs, Outcome
 from datas3_ray.selectors.grouping import Group, Order, answer, load_group, with_key
 from datas3_ray.selectors.semdedup import SemDeDup, finish
+from datas3_ray.selectors.semdedup_raised import Raised, best_earlier
 
 NEW_BYTES = 1 << 28
 """Vectors of new rows that every task can be given; of more, a full comparison is no slower."""
-BATCH_ROWS = 1 << 16
 _FIXED = ("column", "rule", "keep", "higher_is_better", "seed")
 
 
@@ -89,16 +88,16 @@ class Update(SemDeDup):
         view, eps = inputs.view, self.cut_eps()
         earlier = [old.get(fragment) for fragment in view.fragment_ids]
         centroids = ray.put(centroids_of(inputs.lake, str(self.centroids)))
-        pairs = unpacked(view.zip(_keyed, earlier, centroids, self.order()).parts, 2)
-        parts = [part for part, _ in pairs]
-        fresh = [rows for (_, rows), part in zip(pairs, earlier, strict=True) if part is None]
+        keyed = view.zip(_keyed, earlier, centroids, self.order(), returns=2)
+        parts = [part for part, _ in keyed.parts]
+        fresh = [rows for (_, rows), part in zip(keyed.parts, earlier, strict=True) if part is None]
         new = ray.remote(_new_rows).remote(centroids, *fresh)
-        compared = view.zip(_against, parts, new, resources=matrix_task())
-        found = unpacked(compared.parts, 3)
-        if not all(gather(same for _, _, same in found)):
+        compared = view.zip(_against, parts, new, resources=matrix_task(), returns=3)
+        if not all(gather(same for _, _, same in compared.parts)):
             return None
-        raised = [rows for rows, _, _ in found]
-        answers = ray.remote(_settle_new).options(**matrix_task()).remote(new, *(rows for _, rows, _ in found))
+        raised = [rows for rows, _, _ in compared.parts]
+        theirs = [rows for _, rows, _ in compared.parts]
+        answers = ray.remote(_settle_new).options(**matrix_task()).remote(new, *theirs)
         keys = _keys_of_tied(parts, raised)
         finish_old, finish_new = ray.remote(_finish_old), ray.remote(_finish_new)
         done = [
@@ -109,7 +108,9 @@ class Update(SemDeDup):
         ]
         count = gather([ray.remote(_length).remote(new)])[0]
         report = {"clusters": str(self.centroids), "new_rows": count}
-        return self.outcome(Mapped(done, compared._counts), report)
+        # Each fragment was read once, the new ones to assign their rows.
+        read = zip(keyed._counts, compared._counts, earlier, strict=True)
+        return self.outcome(Mapped(done, [one if part is None else other for one, other, part in read]), report)
 
 
 def _unchanged(lake: Lake, table: Table, version: int, fragments: list[int]) -> bool:
@@ -158,133 +159,21 @@ def _length(new: Group) -> int:
 
 
 def _against(fragment: Fragment, part: pa.Table, new: Group) -> tuple[pa.Table, pa.Table, bool]:
-    """What a fragment's old rows and the new ones mean for each other, and whether the old rows are still the same.
-
-    First table: ``position`` of an old row, the cosine's ``millionths`` and the ``new`` row, the best earlier one.
-    Second: the ``new`` row, ``millionths``, and ``key`` and ``id`` of the old row, the best earlier one.
-    """
-    if "max_similarity" not in part.schema.names:
-        for _ in fragment.vectors():  # read once more, so that the fragment's rows are counted
-            pass
-        return *Raised(part, new).tables(), True
+    """What a fragment's old rows and the new ones mean for each other, and whether the old rows are still the same."""
+    if "max_similarity" not in part.schema.names:  # a new fragment
+        return *Raised(_nobody(), new).tables(), True
     found, at = Raised(part, new), 0
-    for ids, batch in fragment.vectors(batch_rows=BATCH_ROWS):
+    for ids, batch in fragment.vectors():
         if not part.column("id").slice(at, len(ids)).combine_chunks().equals(ids):
-            return *Raised(part, new).tables(), False
-        found.look(at, batch)
+            return *Raised(_nobody(), new).tables(), False
+        found.add(batch)
         at += len(ids)
     return *found.tables(), at == part.num_rows
 
 
-class Raised:
-    """Pairs of an old and a new row of one cluster, found batch by batch.
-
-    A float32 cosine only rules pairs out that are safely below what a row has already; the others are computed exactly.
-    """
-
-    def __init__(self, part: pa.Table, new: Group) -> None:
-        self.part, self.new = part, new
-        self.cluster = part.column("cluster").to_numpy()
-        self.key = part.column("key").to_numpy()
-        self.found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        if "max_similarity" in part.schema.names:
-            self.most = part.column("max_similarity").to_numpy().astype(np.float64)
-        # A new row has at least this to an earlier old row, less what float32 may be off.
-        self.least = np.zeros(len(new))
-
-    def look(self, at: int, vectors: np.ndarray) -> None:
-        """Compare the old rows from ``at`` on, vectors (n, d) of any length, with the new rows of their clusters."""
-        scale = _inverse_lengths(vectors)
-        if scale is None:
-            vectors, scale = normalize(vectors)[0], np.ones(len(vectors), np.float32)
-        cluster = self.cluster[at : at + len(vectors)]
-        sort = np.argsort(cluster, kind="stable")
-        of_new = self.new.cluster[self.new.offsets[:-1]]
-        starts = np.searchsorted(cluster[sort], of_new, side="left")
-        stops = np.searchsorted(cluster[sort], of_new, side="right")
-        pairs = [
-            self._cluster(at, sort[start:stop], int(first), int(last), vectors, scale)
-            for start, stop, first, last in zip(starts, stops, self.new.offsets[:-1], self.new.offsets[1:], strict=True)
-            if start < stop
-        ]
-        if not pairs:
-            return
-        old, new = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
-        keys = _exact(vectors, old, self.new.matrix(), new)
-        self.found.append((old + at, new, keys))
-
-    def _cluster(
-        self, at: int, rows: np.ndarray, first: int, last: int, vectors: np.ndarray, scale: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Old rows (in the batch) and new rows that may be each other's most similar earlier row."""
-        cosines = (vectors[rows] @ self.new.matrix()[first:last].T) * scale[rows, None]
-        before = self.key[at + rows][:, None]
-        after = self.new.key[first:last][None, :]
-        earlier, later = before < after, before > after
-        least = self.least[first:last]
-        np.maximum(least, np.where(earlier, cosines, 0).max(0), out=least)
-        most = np.maximum(self.most[at + rows], np.where(later, cosines, 0).max(1))
-        # Rows with the same key are ordered by their ids, which is looked at only where the pair matters.
-        matters = ~later & (cosines >= least - WINDOW)
-        matters |= ~earlier & (cosines >= most[:, None] - WINDOW)
-        old, new = np.nonzero(matters & (cosines > -WINDOW))
-        return rows[old], new + first
-
-    def tables(self) -> tuple[pa.Table, pa.Table]:
-        """See :func:`_against`."""
-        none = np.empty(0, np.int64)
-        old, new, keys = (np.concatenate([none, *(found[side] for found in self.found)]) for side in (0, 1, 2))
-        positive = keys > 0
-        old, new, keys = old[positive], new[positive], keys[positive]
-        ids = self.part.column("id").take(pa.array(old)).combine_chunks()
-        earlier = self.key[old] < self.new.key[new]
-        same = np.flatnonzero(self.key[old] == self.new.key[new])
-        if len(same):
-            names = self.new.ids.take(pa.array(new[same]))
-            earlier[same] = pc.less(ids.take(pa.array(same)).cast(pa.binary()), names.cast(pa.binary())).to_numpy(
-                zero_copy_only=False
-            )
-        raised = _first(old[~earlier], keys[~earlier], new[~earlier][:, None])
-        mine = pa.table({"position": old[~earlier], "millionths": keys[~earlier], "new": new[~earlier]})
-        theirs = pa.table(
-            {
-                "new": new[earlier],
-                "millionths": keys[earlier],
-                "key": self.key[old[earlier]],
-                "id": ids.filter(pa.array(earlier)),
-            }
-        )
-        return mine.take(pa.array(raised)), _best(theirs)
-
-
-def _inverse_lengths(vectors: np.ndarray) -> np.ndarray | None:
-    """1 over each row's length (n,), float32 and off by less than WINDOW; None where float32 cannot hold a square."""
-    with np.errstate(over="ignore"):
-        squares = np.einsum("ij,ij->i", vectors, vectors)
-    tiny = np.finfo(np.float32).tiny * 1e9
-    return 1 / np.sqrt(squares) if np.isfinite(squares).all() and (squares > tiny).all() else None
-
-
-def _exact(left: np.ndarray, i: np.ndarray, right: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """Cosines of pairs in whole millionths."""
-    import torch
-
-    rows, place = np.unique(i, return_inverse=True)
-    pairs = Pairs(torch.from_numpy(normalize(left[rows])[0]), torch.from_numpy(right.copy()))
-    return pairs.keys(torch.from_numpy(place), torch.from_numpy(j)).numpy()
-
-
-def _first(row: np.ndarray, keys: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """Of the entries of each row the one with the largest key, then of the smallest rank (n, w): their places."""
-    sort = np.lexsort([*rank.T[::-1], -keys, row])
-    ordered = row[sort]
-    return sort[np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])] if len(sort) else sort
-
-
-def _best(theirs: pa.Table) -> pa.Table:
-    """Of the candidates of each new row the most similar, then the first in rank."""
-    words = rank_words(-theirs.column("key").to_numpy(), theirs.column("id"))
-    return theirs.take(pa.array(_first(theirs.column("new").to_numpy(), theirs.column("millionths").to_numpy(), words)))
+def _nobody() -> pa.Table:
+    fields = [("id", pa.string()), ("cluster", pa.int32()), ("key", pa.float64()), ("max_similarity", pa.float32())]
+    return pa.schema(fields).empty_table()
 
 
 def _settle_new(new: Group, *found: pa.Table) -> pa.Table:
@@ -301,7 +190,7 @@ def _settle_new(new: Group, *found: pa.Table) -> pa.Table:
             "id": new.ids.take(pa.array(earlier[among])),
         }
     )
-    best = _best(pa.concat_tables([own, *found]))
+    best = best_earlier(pa.concat_tables([own, *found]))
     largest, names = np.zeros(len(new), np.int64), np.full(len(new), -1)
     row = best.column("new").to_numpy()
     largest[row], names[row] = best.column("millionths").to_numpy(), np.arange(best.num_rows)

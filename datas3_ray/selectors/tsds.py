@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from datas3_ray.clustering import KMeansConfig, sample_vectors
 from datas3_ray.errors import UsageError
 from datas3_ray.kernels._tiles import SCALE
 from datas3_ray.kernels.hashing import gumbel, hash64, id_words
@@ -20,6 +19,7 @@ from datas3_ray.kernels.tsds import Spread, spread_mass
 from datas3_ray.lake.cut import apply_cut, find_cut
 from datas3_ray.lake.view import Fragment, Mapped
 from datas3_ray.runtime import device, matrix_task
+from datas3_ray.sampling import sample_vectors
 from datas3_ray.selectors.base import Inputs, Outcome, Seed, Selector, Size, score_table
 from datas3_ray.selectors.neighbour_lists import NeighbourSearch, ordered_queries, sample_floor
 
@@ -121,8 +121,7 @@ class TSDS(Selector):
         """The radius asked for, or the median distance to the tenth nearest row."""
         if self.sigma is not None:
             return self.sigma
-        config = KMeansConfig(clusters=1, seed=self.seed, sample=_SIGMA_ROWS)
-        search = NeighbourSearch(inputs.view, sample_vectors(inputs.view, config))
+        search = NeighbourSearch(inputs.view, sample_vectors(inputs.view, _SIGMA_ROWS, self.seed))
         # One more, as each row is its own nearest.
         lists = nearest_lists(search, _SIGMA_NEIGHBOUR + 1)
         key = lists.key[lists.offsets[1:] - 1]

@@ -204,8 +204,7 @@ def test_an_eps_is_taken_to_the_last_digit(lake, make_pool) -> None:
 
 
 @pytest.mark.parametrize("keep", ["hard", "random", "sharpness"])
-def test_an_update_equals_a_full_run_with_the_same_centroids(lake, make_pool, monkeypatch, keep) -> None:
-    monkeypatch.setattr(update_module, "BATCH_ROWS", 37)
+def test_an_update_equals_a_full_run_with_the_same_centroids(lake, make_pool, keep) -> None:
     rng = np.random.default_rng(3)
     old, new = near_duplicates(300, 1), near_duplicates(40, 2)
     new[:12] = old[rng.permutation(300)[:12]]  # copies of old rows, of each other and of neither
