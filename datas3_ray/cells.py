@@ -22,7 +22,7 @@ from datas3_ray.lake.aligned import aligned_refs, write_aligned
 from datas3_ray.lake.schemas import fingerprint, matrix, vector_field
 from datas3_ray.lake.view import Counts, Fragment, Mapped, View
 from datas3_ray.runtime import device, gather, matrix_task
-from datas3_ray.sampling import assembled, draw
+from datas3_ray.sampling import sample_ref
 
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake
@@ -181,7 +181,7 @@ def _trained(view: View, first: np.ndarray, config: KMeansConfig, children: int)
     """Cells from the clustering's own sample, some clusters a task."""
     import ray
 
-    sample = ray.remote(assembled).options(num_cpus=1).remote(*draw(view, config.sample_rows, config.seed))
+    sample = sample_ref(view, config.sample_rows, config.seed)
     centroids = ray.put(first)
     cluster = ray.remote(_nearest).options(**matrix_task()).remote(sample, centroids)
     train = ray.remote(_train).options(**matrix_task())

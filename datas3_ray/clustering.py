@@ -22,7 +22,7 @@ from datas3_ray.lake.aligned import aligned_refs, part_positions, write_aligned
 from datas3_ray.lake.schemas import fingerprint, matrix, vector_field
 from datas3_ray.lake.view import Counts, Fragment, Mapped, View
 from datas3_ray.runtime import device, gather, idle_cpus, matrix_task
-from datas3_ray.sampling import assembled, draw, require_rows
+from datas3_ray.sampling import require_rows, sample_ref
 
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake
@@ -116,11 +116,11 @@ def _trained(view: View, config: KMeansConfig, lineage: dict[str, Any]) -> np.nd
     """New centroids; the lineage gets the objective of each iteration."""
     import ray
 
-    sample = draw(view, config.sample_rows, config.seed)
+    sample = sample_ref(view, config.sample_rows, config.seed)
     resources = matrix_task()
     if "num_gpus" not in resources:
         resources = {"num_cpus": idle_cpus()}
-    trained = gather([ray.remote(_train).options(**resources).remote(config, resources["num_cpus"], *sample)])[0]
+    trained = gather([ray.remote(_train).options(**resources).remote(sample, config, resources["num_cpus"])])[0]
     lineage["objective"] = [round(float(value), 6) for value in trained.objective]
     return np.asarray(trained.centroids)
 
@@ -188,14 +188,14 @@ def _read(lake: Lake, view: View, name: str, rows: str) -> Clustering:
     )
 
 
-def _train(config: KMeansConfig, threads: float, *sample: Any) -> Any:
+def _train(sample: np.ndarray, config: KMeansConfig, threads: float) -> Any:
     import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(int(threads))  # the answer does not depend on it
     try:
         return spherical_kmeans(
-            assembled(*sample), config.clusters, seed=config.seed, iterations=config.iterations, device=device()
+            sample, config.clusters, seed=config.seed, iterations=config.iterations, device=device()
         )
     finally:
         torch.set_num_threads(before)

@@ -35,10 +35,16 @@ _LEAN_WORKERS = {
 }
 # Ray ends workers that were idle for a second, and what they have imported takes seconds to import again: where one
 # task has all CPUs for a while, as k-means does, the other workers are to be there still when it is done.
-_WORKERS_STAY = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
+_WORKERS_STAY = {"RAY_idle_worker_killing_time_threshold_ms": "300000"}
 
 HEARD_SECONDS = 0.5
 """How long it may take until the CPUs of tasks that are done count as idle."""
+
+
+def prepare_environment() -> None:
+    """Set what Ray and its workers read from the environment when they start, where the user has not set it."""
+    for key, value in (_QUIET | _LEAN_WORKERS | _WORKERS_STAY).items():
+        os.environ.setdefault(key, value)
 
 
 def ensure_ray(num_cpus: int | None = None) -> None:
@@ -46,8 +52,7 @@ def ensure_ray(num_cpus: int | None = None) -> None:
 
     Does nothing when Ray is already running in this process. ``num_cpus`` applies to a machine of our own only.
     """
-    for key, value in (_QUIET | _LEAN_WORKERS | _WORKERS_STAY).items():
-        os.environ.setdefault(key, value)
+    prepare_environment()
     # Lance warns whenever the process forks, which starting Ray's own programs does; they never touch Lance.
     warnings.filterwarnings("ignore", message="lance is not fork-safe")
     import ray

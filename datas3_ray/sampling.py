@@ -1,7 +1,6 @@
 """A bounded sample of a view's unit vectors: the rows with the smallest seeded hash, in the order of their ids.
 
-So it is the same however the table is split and whatever the order of its rows. What is drawn stays in Ray's object
-store, a piece a fragment, until the task that needs the sample puts it together.
+So it is the same however the table is split and whatever the order of its rows.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ Chosen = tuple[pa.Array, np.ndarray]
 """Ids of a piece's rows, and where those are among the vectors that came along."""
 
 
-def draw(view: View, most: int, seed: int) -> list[Any]:
-    """References to the pieces of a sample of at most ``most`` rows, to be given to :func:`assembled`.
+def sample_ref(view: View, most: int, seed: int) -> Any:
+    """A reference to the unit vectors of at most ``most`` rows, float32 (rows, d).
 
     Raises
     ------
@@ -47,13 +46,21 @@ def draw(view: View, most: int, seed: int) -> list[Any]:
     chosen: Any = ray.remote(_chosen).options(num_returns=2)
     pairs: list[Any] = [chosen.remote(part, cut, guess) for part in keyed]
     if all(gather(enough for _, enough in pairs)):
-        return [ref for (rows, _), (_, vectors) in zip(pairs, looked.parts, strict=True) for ref in (rows, vectors)]
-    return [ref for pieces in view.zip(_take_part, keyed, cut, returns=2).parts for ref in pieces]
+        pieces = [(rows, vectors) for (rows, _), (_, vectors) in zip(pairs, looked.parts, strict=True)]
+    else:
+        pieces = view.zip(_take_part, keyed, cut, returns=2).parts
+    rows, vectors = ([piece[side] for piece in pieces] for side in (0, 1))
+    return ray.remote(_assembled).options(num_cpus=1).remote(*rows, *vectors)
 
 
-def assembled(*pieces: Any) -> np.ndarray:
-    """The sample out of what :func:`draw` refers to: float32 (rows, d)."""
-    chosen, vectors = pieces[::2], pieces[1::2]
+def sample_vectors(view: View, most: int, seed: int) -> np.ndarray:
+    """The sample itself, in this process."""
+    return gather([sample_ref(view, most, seed)])[0]
+
+
+def _assembled(*pieces: Any) -> np.ndarray:
+    """The chosen rows of each piece's batches of vectors as one matrix, in the order of their ids."""
+    chosen, vectors = pieces[: len(pieces) // 2], pieces[len(pieces) // 2 :]
     ids = pa.chunked_array([ids for ids, _ in chosen], pa.string()).combine_chunks()
     order = pc.array_sort_indices(ids).to_numpy()
     place = np.empty(len(order), np.int64)
@@ -69,11 +76,6 @@ def assembled(*pieces: Any) -> np.ndarray:
             start += len(batch)
         at += len(rows)
     return sample
-
-
-def sample_vectors(view: View, most: int, seed: int) -> np.ndarray:
-    """Unit vectors of at most ``most`` rows, float32 (rows, d)."""
-    return assembled(*gather(draw(view, most, seed)))
 
 
 def require_rows(view: View, eligible: int) -> None:

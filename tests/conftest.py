@@ -21,8 +21,9 @@ def ray_session() -> Iterator[None]:
 
     import ray
 
-    from datas3_ray.runtime import quiet_ray_data
+    from datas3_ray.runtime import prepare_environment, quiet_ray_data
 
+    prepare_environment()
     address = os.environ.get("DATAS3_TEST_RAY_ADDRESS")
     # Ray's socket paths must be short, so the folder is not below pytest's own.
     with tempfile.TemporaryDirectory(prefix="d3ray") as folder:

@@ -18,6 +18,7 @@ FLOORS = {
     "lake": 2,
     "sources": 2,
     "encoders": 3,
+    "sampling": 3,
     "clustering": 3,
     "cells": 4,
     "ingest_plan": 4,

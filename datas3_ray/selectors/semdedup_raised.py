@@ -40,7 +40,8 @@ class Raised:
         self._right = torch.from_numpy(new.matrix().copy())
         dimensions = new.matrix().shape[1]
         self._block = np.empty((min(part.num_rows, max(1, BLOCK_BYTES // (4 * dimensions))), dimensions), np.float32)
-        self._flat = np.empty(RUN_PAIRS, np.float32)
+        # An old row is compared with all new rows of its cluster at once.
+        self._flat = np.empty(max(RUN_PAIRS, int(np.diff(new.offsets).max(initial=0))), np.float32)
         self._first = self._filled = 0
         self._begin()
 

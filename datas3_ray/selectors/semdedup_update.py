@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from datas3_ray.kernels.pairwise import prior_max_groups
 from datas3_ray.kernels.similarity import normalize
 from datas3_ray.lake import Lake, Selection, Table
 from datas3_ray.lake.aligned import aligned_refs
-from datas3_ray.lake.view import Fragment, Mapped
+from datas3_ray.lake.view import Counts, Fragment, Mapped
 from datas3_ray.runtime import device, gather, matrix_task
 from datas3_ray.selectors.base import Inputs, Outcome
 from datas3_ray.selectors.grouping import Group, Order, answer, load_group, with_key
@@ -108,7 +109,7 @@ class Update(SemDeDup):
         ]
         count = gather([ray.remote(_length).remote(new)])[0]
         report = {"clusters": str(self.centroids), "new_rows": count}
-        # Each fragment was read once, the new ones to assign their rows.
+        # Old fragments were read to compare their rows, new ones to assign them.
         read = zip(keyed._counts, compared._counts, earlier, strict=True)
         return self.outcome(Mapped(done, [one if part is None else other for one, other, part in read]), report)
 
@@ -135,7 +136,8 @@ def _keyed(
     """The fragment's rows with keys: as they were selected, or assigned to a cluster now, and then their vectors."""
     if before is not None:
         return with_key(fragment, before, order), None
-    part = with_key(fragment, assign_fragment(fragment, centroids), order).combine_chunks()
+    again = replace(fragment, counts=Counts())  # so that its rows are counted once, however often they are read
+    part = with_key(again, assign_fragment(again, centroids), order).combine_chunks()
     vectors = [normalize(batch)[0] for _, batch in fragment.vectors()]
     rows = {
         "rows": part.select(["id", "cluster", "key"]),

@@ -7,7 +7,6 @@ import pytest
 
 from datas3_ray.errors import UsageError
 from datas3_ray.selectors import Random, SemDeDup
-from datas3_ray.selectors import semdedup_update as update_module
 
 
 def circle(degrees: list[float]) -> np.ndarray:
