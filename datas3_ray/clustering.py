@@ -21,7 +21,7 @@ from datas3_ray.kernels.similarity import nearest
 from datas3_ray.lake.aligned import aligned_refs, part_positions, write_aligned
 from datas3_ray.lake.schemas import fingerprint, matrix, vector_field
 from datas3_ray.lake.view import Counts, Fragment, Mapped, View
-from datas3_ray.runtime import device, gather, idle_cpus, matrix_task
+from datas3_ray.runtime import device, gather, idle_cpus, matrix_task, settled
 from datas3_ray.sampling import require_rows, sample_ref
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _trained(view: View, config: KMeansConfig, lineage: dict[str, Any]) -> np.nd
     """New centroids; the lineage gets the objective of each iteration."""
     import ray
 
-    sample = sample_ref(view, config.sample_rows, config.seed)
+    sample = settled([sample_ref(view, config.sample_rows, config.seed)])[0]
     resources = matrix_task()
     if "num_gpus" not in resources:
         resources = {"num_cpus": idle_cpus()}

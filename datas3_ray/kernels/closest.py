@@ -35,7 +35,7 @@ class Closest:
         import torch
 
         self.centroids, self.turned = centroids, centroids.T.contiguous()
-        self.levels = [Screen(centroids, each) for each in units]
+        self.levels = [Screen(centroids, each, one_step=True) for each in units]
         self.buffer = torch.empty((lines, len(centroids)), device=centroids.device)
         self.space = Workspace(lines, len(centroids)) if self.levels else None
 
@@ -77,10 +77,17 @@ class Closest:
         import torch
 
         assert self.space is not None
-        cosines = self.space.product(part, 0, len(part), level, 0, len(level))
-        index, peak = _largest(cosines)
-        cosines[torch.arange(len(part)), index] = -torch.inf
+        tile = (part, 0, len(part), level, 0, len(level))
         step = part.step.astype(np.float64)
+        lowest: float
+        if level.units == "int8":
+            # As all integers of the centroids are worth the same, their products need no conversion to be compared.
+            cosines, lowest = self.space.integers(*tile), torch.iinfo(torch.int32).min
+            step *= level.step[0]
+        else:
+            cosines, lowest = self.space.product(*tile), -torch.inf
+        index, peak = _largest(cosines)
+        cosines[torch.arange(len(part)), index] = lowest
         most, second = peak.numpy() * step, cosines.amax(1).numpy() * step
         bound = part.bound(0, len(part), level, 0, len(level)) + part.rounding(most)
         return index, np.flatnonzero(second >= most - 2 * bound)

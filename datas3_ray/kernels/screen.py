@@ -70,13 +70,15 @@ class Screen:
         step: float32 (n,), what one of its units is worth in each row.
         error: float32 (n,), the distance of each row from ``step * coarse``.
 
+    With ``one_step`` integers of all rows are worth the same, so that products with them can be compared as they are.
+
     >>> import torch
     >>> screen = Screen(torch.eye(4), "int8")
     >>> tuple(screen.coarse.shape), bool((screen.error < 0.01).all())
     ((4, 4), True)
     """
 
-    def __init__(self, rows: torch.Tensor, units: Units | None = None) -> None:
+    def __init__(self, rows: torch.Tensor, units: Units | None = None, *, one_step: bool = False) -> None:
         import torch
 
         n, d = rows.shape
@@ -86,20 +88,23 @@ class Screen:
         self.step = np.ones(n, np.float32)
         self.error = np.empty(n, np.float32)
         self.tiles = self.crowded = 0
+        step = None
+        if one_step and self.units == "int8" and n:
+            step = max(float(_mixed(part).abs().amax()) for part in rows.split(_ROWS)) / 127
         for start in range(0, n, _ROWS):
             stop = min(start + _ROWS, n)
             if self.units == "int8":
-                self._to_integers(start, stop)
+                self._to_integers(start, stop, step)
             else:
                 part = rows[start:stop]
                 self.coarse[start:stop] = part
                 self.error[start:stop] = torch.linalg.vector_norm(part - self.coarse[start:stop].float(), dim=1)
 
-    def _to_integers(self, start: int, stop: int) -> None:
+    def _to_integers(self, start: int, stop: int, every: float | None) -> None:
         import torch
 
         mixed = _mixed(self.rows[start:stop])
-        step = mixed.abs().amax(1, keepdim=True).div_(127)
+        step = mixed.abs().amax(1, keepdim=True).div_(127) if every is None else torch.full((stop - start, 1), every)
         near = (mixed / step).round_()
         self.coarse[start:stop] = near
         self.step[start:stop] = step[:, 0]
@@ -153,11 +158,19 @@ class Workspace:
         shape = (bottom - top, last - first)
         size = shape[0] * shape[1]
         cosines = self._cosines[:size].view(shape)
-        a, b = left.coarse[top:bottom], right.coarse[first:last].T
         if left.units == "bfloat16":
+            a, b = left.coarse[top:bottom], right.coarse[first:last].T
             return cosines.copy_(torch.mm(a, b, out=self._bfloat16[:size].view(shape)))
-        torch._int_mm(a, b, out=self._integers[:size].view(shape))
-        return torch.mul(self._integers[:size].view(shape), torch.from_numpy(right.step[first:last]), out=cosines)
+        integers = self.integers(left, top, bottom, right, first, last)
+        return torch.mul(integers, torch.from_numpy(right.step[first:last]), out=cosines)
+
+    def integers(self, left: Screen, top: int, bottom: int, right: Screen, first: int, last: int) -> torch.Tensor:
+        """int32 (bottom - top, last - first): products of left and right integers."""
+        import torch
+
+        shape = (bottom - top, last - first)
+        out = self._integers[: shape[0] * shape[1]].view(shape)
+        return torch._int_mm(left.coarse[top:bottom], right.coarse[first:last].T, out=out)
 
     def at_least(self, product: torch.Tensor, limit: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         """Flat places of the entries of a product (b, c) that reach their line's limit (b,)."""

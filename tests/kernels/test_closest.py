@@ -17,8 +17,10 @@ def unit(n: int, d: int, seed: int) -> np.ndarray:
 
 
 def crowd(kind: str, k: int, d: int) -> np.ndarray:
-    """Centroids: apart, in groups that only float32 or float64 tells apart, or with copies."""
+    """Centroids: apart, in groups that only float32 or float64 tells apart, with copies, or some along an axis."""
     centroids = unit(k, d, 1)
+    if kind == "axes":
+        centroids[::4] = np.eye(d)[np.arange(len(centroids[::4])) % d]
     if kind == "copies":
         centroids[k // 2 :] = centroids[: k - k // 2]
     if kind in ("close", "closer"):
@@ -33,7 +35,7 @@ def brute(rows: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return keys.argmax(1), keys.max(1) / 1e6
 
 
-@pytest.mark.parametrize("kind", ["apart", "copies", "close", "closer"])
+@pytest.mark.parametrize("kind", ["apart", "copies", "close", "closer", "axes"])
 @pytest.mark.parametrize("units", [(), ("bfloat16",), ("int8",), ("int8", "bfloat16")])
 @pytest.mark.parametrize("d", [3, 64, 100])
 def test_is_the_first_of_the_largest_exact_cosines(kind: str, units: tuple, d: int) -> None:
