@@ -22,7 +22,7 @@ from datas3_ray.kernels.blind_coreset import (
     sketch,
 )
 from datas3_ray.kernels.subspace_search import Columns, Draws
-from datas3_ray.runtime import cluster_cpus, gather
+from datas3_ray.runtime import cluster_cpus, gather, settled
 from datas3_ray.selectors.base import Inputs, Outcome, Seed, Selector, Size, score_table
 from datas3_ray.selectors.column_major import BLOCK_BYTES, ColumnMajor, column_major
 
@@ -151,7 +151,7 @@ class BlindCoreset(Selector):
         scores: list[Any] = [None] * shards
         for first in range(0, self.draws, PLANNED_DRAWS):
             count = min(PLANNED_DRAWS, self.draws - first)
-            draws = ray.remote(_plan).remote(planning, self.seed, first, count, self.subspace)
+            draws = settled([ray.remote(_plan).remote(planning, self.seed, first, count, self.subspace)])[0]
             if shards == 1:
                 scores[0] = _by_draws(laid.shards[0], draws, count, self.alpha, self.beta, scores[0])
             else:
@@ -221,13 +221,13 @@ def _by_rows(laid: ColumnMajor, draws: Any, count: int, alpha: int, beta: float,
     for some in (rounds[i : i + window] for i in range(0, len(rounds), window)):
         winners = [decide.remote(*(find.remote(blocks, [draws], *bounds) for blocks in laid.shards)) for bounds in some]
         asked = list(zip(some, winners, strict=True))
-        settled = [_around(laid, draws, bounds, winner, share, alpha, beta) for bounds, winner in asked]
-        enough = gather(answer[0] for answer in settled)
+        found = [_around(laid, draws, bounds, winner, share, alpha, beta) for bounds, winner in asked]
+        enough = gather(answer[0] for answer in found)
         for i, (bounds, winner) in enumerate(asked):
             if not enough[i]:
-                settled[i] = _around(laid, draws, bounds, winner, everything, alpha, beta)
+                found[i] = _around(laid, draws, bounds, winner, everything, alpha, beta)
             scores = [
-                apply.remote(score, laid.shard_rows(shard), settled[i][1 + shard]) for shard, score in enumerate(scores)
+                apply.remote(score, laid.shard_rows(shard), found[i][1 + shard]) for shard, score in enumerate(scores)
             ]
         ray.wait(scores, num_returns=shards, fetch_local=False)
     return scores
@@ -239,9 +239,9 @@ def _around(
     """Whether ``most`` rows of each shard were enough, and what is to be added to each shard's scores."""
     import ray
 
-    around, settled = ray.remote(_rows_around).options(num_cpus=1), ray.remote(_settle)
+    around, settle = ray.remote(_rows_around).options(num_cpus=1), ray.remote(_settle)
     near = [around.remote(blocks, [draws], *bounds, winner, most) for blocks in laid.shards]
-    return settled.options(num_returns=1 + len(near)).remote(winner, alpha, beta, laid.rows, *near)
+    return settle.options(num_returns=1 + len(near)).remote(winner, alpha, beta, laid.rows, *near)
 
 
 def _plan(planning: tuple[Ranges, np.ndarray], seed: int, first: int, count: int, subspace: int) -> Draws:

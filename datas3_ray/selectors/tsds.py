@@ -18,7 +18,7 @@ from datas3_ray.kernels.ranking import resolve_size
 from datas3_ray.kernels.tsds import Spread, spread_mass
 from datas3_ray.lake.cut import apply_cut, find_cut
 from datas3_ray.lake.view import Fragment, Mapped
-from datas3_ray.runtime import device, matrix_task
+from datas3_ray.runtime import device, matrix_task, settled
 from datas3_ray.sampling import sample_vectors
 from datas3_ray.selectors.base import Inputs, Outcome, Seed, Selector, Size, score_table
 from datas3_ray.selectors.neighbour_lists import NeighbourSearch, ordered_queries, sample_floor
@@ -168,7 +168,7 @@ class Density:
         """Sum over the pool of max(0, 1 - d^2 / sigma^2) = max(0, 2 (cos - c) / sigma^2), with c = 1 - sigma^2 / 2."""
         least = 1 - self._sigma**2 / 2
         floor = max(LOWEST, math.ceil(least * SCALE))
-        vectors = self._search.vectors(rows)
+        vectors = settled(self._search.vectors(rows))
         # In whole numbers, so that the order of adding up decides nothing.
         mapped = self._search.view.map(_kernel_sums, vectors, floor, resources=matrix_task())
         counts, keys = np.sum(mapped.results(), axis=0)
