@@ -172,10 +172,23 @@ class Workspace:
         out = self._integers[: shape[0] * shape[1]].view(shape)
         return torch._int_mm(left.coarse[top:bottom], right.coarse[first:last].T, out=out)
 
-    def at_least(self, product: torch.Tensor, limit: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-        """Flat places of the entries of a product (b, c) that reach their line's limit (b,)."""
-        mask = self._mask[: product.numel()].reshape(product.shape)
-        return np.flatnonzero(np.greater_equal(product.numpy(), limit.astype(np.float32)[:, None], out=mask))
+    def at_least(
+        self, product: torch.Tensor, peak: npt.NDArray[np.float32], limit: npt.NDArray[np.float64]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Lines and columns of the entries of a product (b, c) that reach their line's limit (b,), line by line.
+
+        ``peak`` (b,) are the lines' largest entries: lines whose own does not reach the limit are not looked at.
+        """
+        least = limit.astype(np.float32)
+        lines = np.flatnonzero(peak >= least)
+        some = product.numpy()
+        if 2 * len(lines) > len(peak):
+            lines = np.arange(len(peak))
+        else:
+            some = some[lines]
+        mask = self._mask[: some.size].reshape(some.shape)
+        line, column = np.divmod(np.flatnonzero(np.greater_equal(some, least[lines, None], out=mask)), some.shape[1])
+        return lines[line], column
 
 
 class Search:
@@ -210,21 +223,22 @@ class Search:
         if hidden is not None:
             product.masked_fill_(hidden, -torch.inf)
         self.left.tiles += 1
-        peak = product.amax(1).numpy() * self._step
+        largest = product.amax(1).numpy()
+        peak = largest * self._step
         bound = self.left.bound(self.top, self.bottom, self.right, first, last) + self.left.rounding(peak)
         # Every line has a cosine of at least its largest product less the bound, so what is further below is out.
         np.maximum(self._low, peak - bound, out=self._low)
-        found = self.space.at_least(product, (np.maximum(self._low, _beats(self.best)) - bound) / self._step)
-        if len(found) == 0:
+        limit = (np.maximum(self._low, _beats(self.best)) - bound) / self._step
+        line, column = self.space.at_least(product, largest, limit)
+        if len(line) == 0:
             return
-        line, column = np.divmod(found, last - first)
         crowded = np.bincount(line, minlength=len(self._low)) > CROWDED
         if crowded.any():
             self.left.crowded += 2 * int(crowded.sum()) > len(crowded)
             self._dense(np.flatnonzero(crowded), first, last, hidden)
             sparse = ~crowded[line]
-            found, line, column = found[sparse], line[sparse], column[sparse]
-        upper = product.numpy().reshape(-1)[found] * self._step[line] + bound[line]
+            line, column = line[sparse], column[sparse]
+        upper = product.numpy()[line, column] * self._step[line] + bound[line]
         self._found.append((line, column + first, upper))
         self._waiting += len(line)
         if self._waiting > WAITING * len(self._low):
