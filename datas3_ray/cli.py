@@ -86,10 +86,9 @@ def list_tables(lake: LakeOption = "./lake", as_json: JsonOption = False) -> Non
     """List the tables of a lake: images, selections, results and the rest."""
     opened = _lake(lake)
     rows: list[dict[str, Any]] = []
-    for name in opened.names():
-        table = opened.table(name)
+    for table in opened.tables():
         vectors = ", ".join(f"{column} ({size})" for column, size in table.vector_columns().items())
-        row = {"name": name, "kind": table.kind, "rows": table.count_rows(), "version": table.version}
+        row = {"name": table.name, "kind": table.kind, "rows": table.count_rows(), "version": table.version}
         row["what"] = _what(table.kind, table.lineage(), vectors)
         rows.append(row)
     _print(rows, as_json, f"{opened.uri} is empty: no table has been written there yet.")

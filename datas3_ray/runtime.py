@@ -27,10 +27,10 @@ _QUIET = {
 # keep the memory of a few batches for the next ones, and large pages make what is fresh cheap: small ones, got one by
 # one, cost as much as the arithmetic where the machine is a virtual one.
 _LEAN_WORKERS = {
-    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_ARENA_MAX": "1",
     "ARROW_DEFAULT_MEMORY_POOL": "system",
-    "MALLOC_MMAP_THRESHOLD_": str(64 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
+    "MALLOC_MMAP_THRESHOLD_": str(256 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(384 << 20),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 # Ray ends workers that were idle for a second, and what they have imported takes seconds to import again: where one

@@ -335,7 +335,7 @@ class ReportStep(Step):
         return bool(store.cat_file(mark).decode() == self._fingerprint(context))
 
     def _fingerprint(self, context: Context) -> str:
-        tables = {name: context.lake.table(name).version for name in context.lake.names()}
+        tables = {table.name: table.version for table in context.lake.tables()}
         paper = self._paper()
         figures = paper if isinstance(paper, bool) else paper.read_text(encoding="utf-8", errors="replace")
         step = {**self.model_dump(mode="json"), "paper": figures}

@@ -68,6 +68,10 @@ class Lake:
 
     def names(self, kind: str | None = None) -> list[str]:
         """Names of the tables, sorted; of one kind only when asked."""
+        return [table.name for table in self.tables(kind)]
+
+    def tables(self, kind: str | None = None) -> list[Table]:
+        """The tables, each at its latest version, sorted by name; of one kind only when asked."""
         if is_local(self.uri):
             found = (
                 [p.name[: -len(".lance")] for p in Path(self.uri).glob("*.lance")] if Path(self.uri).is_dir() else []
@@ -76,8 +80,9 @@ class Lake:
             import lancedb
 
             found = list(lancedb.connect(self.uri, storage_options=self.options).list_tables().tables)
-        names = sorted(name for name in found if self.exists(name))
-        return names if kind is None else [name for name in names if self.table(name).kind == kind]
+        opened = [(name, open_dataset(dataset_uri(self.uri, name), options=self.options)) for name in sorted(found)]
+        tables = [Table(name, dataset, self.options) for name, dataset in opened if dataset is not None]
+        return [table for table in tables if kind is None or table.kind == kind]
 
     def exists(self, name: str) -> bool:
         """Whether there is a table of this name."""

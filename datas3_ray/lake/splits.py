@@ -116,7 +116,7 @@ def split_is_current(lake: Lake, pool_name: str, name: str, split: Split) -> boo
 
 def splits_of(lake: Lake, pool: str) -> list[Table]:
     """Every table that was split off ``pool``."""
-    tables = [lake.table(name) for name in lake.names("image")]
+    tables = lake.tables("image")
     return [table for table in tables if table.lineage().get("method") == "split" and table.lineage()["table"] == pool]
 
 

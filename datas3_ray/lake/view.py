@@ -9,6 +9,7 @@ process holds a whole table.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,8 +71,13 @@ class Fragment:
     options: StorageOptions | None
     counts: Counts = field(default_factory=Counts, compare=False)
 
-    def batches(self, columns: tuple[str, ...] = (), batch_rows: int = BATCH_ROWS) -> Iterator[pa.Table]:
-        """Eligible rows as tables of ``id``, the view's vector column and ``columns``; counts what is left out."""
+    def batches(
+        self, columns: tuple[str, ...] = (), batch_rows: int = BATCH_ROWS, *, all_usable: bool = False
+    ) -> Iterator[pa.Table]:
+        """Eligible rows as tables of ``id``, the view's vector column and ``columns``; counts what is left out.
+
+        ``all_usable`` where it is known of every row of the fragment that its vector is; they are not looked at then.
+        """
         dataset = open_dataset(self.uri, self.version, self.options)
         wanted = list(dict.fromkeys(("id", *((self.column,) if self.column else ()), *columns)))
         kept = self._kept_ids()
@@ -87,7 +93,7 @@ class Fragment:
                 free = rows.filter(pc.invert(pc.is_in(rows.column("id"), value_set=held_out)))
                 self.counts.held_out += rows.num_rows - free.num_rows
                 rows = free
-            if self.column and rows.num_rows:
+            if self.column and rows.num_rows and not all_usable:
                 valid = usable(matrix(rows.column(self.column)))
                 if not valid.all():
                     self.counts.invalid += int((~valid).sum())
@@ -95,11 +101,17 @@ class Fragment:
             if rows.num_rows:
                 yield rows
 
-    def vectors(self, batch_rows: int = BATCH_ROWS) -> Iterator[tuple[pa.Array, np.ndarray]]:
+    def rows(self) -> int:
+        """Rows of the fragment, eligible or not."""
+        return int(open_dataset(self.uri, self.version, self.options).get_fragment(self.fragment).count_rows())
+
+    def vectors(
+        self, batch_rows: int = BATCH_ROWS, *, all_usable: bool = False
+    ) -> Iterator[tuple[pa.Array, np.ndarray]]:
         """Eligible rows as (ids, float32 matrix of the view's vector column, not normalised)."""
         if self.column is None:
             raise ValueError("this view has no vector column")
-        for rows in self.batches(batch_rows=batch_rows):
+        for rows in self.batches(batch_rows=batch_rows, all_usable=all_usable):
             yield rows.column("id").combine_chunks(), matrix(rows.column(self.column))
 
     def ids(self) -> pa.Array:
@@ -162,6 +174,12 @@ class View:
             )
             for position, fragment in enumerate(self.fragment_ids)
         ]
+
+    def of_fragments(self, fragment_ids: list[int]) -> View:
+        """The rows of some fragments only; these are then all the fragments that the view has."""
+        some = copy(self)
+        some.fragment_ids = fragment_ids
+        return some
 
     def map(
         self, work: Callable[..., Any], *args: Any, resources: dict[str, float] | None = None, returns: int = 1

@@ -63,7 +63,7 @@ class ImageTable:
 
 def image_tables(lake: Lake) -> list[ImageTable]:
     """Every image table of the lake, largest first."""
-    found = [_image_table(lake, lake.table(name)) for name in lake.names("image")]
+    found = [_image_table(lake, table) for table in lake.tables("image")]
     return sorted(found, key=lambda table: (-table.rows, table.name))
 
 

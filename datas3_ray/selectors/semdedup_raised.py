@@ -12,9 +12,16 @@ from datas3_ray.kernels.similarity import normalize
 from datas3_ray.selectors.grouping import Group
 
 BLOCK_BYTES = 1 << 27
-"""Vectors of old rows that are compared at a time."""
+"""Vectors of old rows that are best compared at a time: the more, the more of them share a cluster."""
+TILE_BYTES = 1 << 19
+"""Vectors of old rows that stay in the cache while they are compared."""
 RUN_PAIRS = 1 << 20
 """Cosines that are looked at a time."""
+
+
+def block_rows(dimensions: int) -> int:
+    """Old rows that are best compared at a time."""
+    return max(1, BLOCK_BYTES // (4 * dimensions))
 
 
 class Raised:
@@ -25,57 +32,48 @@ class Raised:
     Args:
         part: the old rows, with ``id``, ``cluster``, ``key`` and ``max_similarity``.
         new: the new rows of all fragments.
+        least: float32 (len(new),), cosines that each new row is known to have at least to an earlier row; 0 by default.
     """
 
-    def __init__(self, part: pa.Table, new: Group) -> None:
-        import torch
-
+    def __init__(self, part: pa.Table, new: Group, least: np.ndarray | None = None) -> None:
         self.part, self.new = part, new
         self.cluster = part.column("cluster").to_numpy()
         self.key = part.column("key").to_numpy()
         self.most = part.column("max_similarity").to_numpy().astype(np.float32)
-        # A new row has at least this to an earlier old row, less what float32 may be off.
-        self.least = np.zeros(len(new), np.float32)
+        # A new row has at least this to an earlier row, less what float32 may be off.
+        self.least = np.zeros(len(new), np.float32) if least is None else least.copy()
         self.found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        self._right = torch.from_numpy(new.matrix().copy())
+        self._added = 0
         dimensions = new.matrix().shape[1]
-        self._block = np.empty((min(part.num_rows, max(1, BLOCK_BYTES // (4 * dimensions))), dimensions), np.float32)
+        self._tile = np.empty((max(1, TILE_BYTES // (4 * dimensions)), dimensions), np.float32)
         # An old row is compared with all new rows of its cluster at once.
         self._flat = np.empty(max(RUN_PAIRS, int(np.diff(new.offsets).max(initial=0))), np.float32)
-        self._first = self._filled = 0
-        self._begin()
 
     def add(self, vectors: np.ndarray) -> None:
-        """The next old rows, (n, d) of any length."""
-        while len(vectors):
-            some = vectors[: len(self._order) - self._filled]
-            self._block[self._place[self._filled : self._filled + len(some)]] = some
-            self._filled += len(some)
-            vectors = vectors[len(some) :]
-            if self._filled == len(self._order):
-                self._compare()
-                self._first += self._filled
-                self._filled = 0
-                self._begin()
+        """The next old rows, float32 (n, d); it is fastest with :func:`block_rows` at a time."""
+        first = self._added
+        self._added += len(vectors)
+        order = _by_cluster(self.cluster[first : self._added])
+        pairs = self._pairs(vectors, order, first)
+        if pairs is None:  # lengths whose squares float32 cannot hold
+            vectors = normalize(vectors)[0]
+            pairs = self._pairs(vectors, order, first)
+        if pairs is not None and len(pairs[0]):
+            old, new = pairs
+            self.found.append((first + old, new, self._exact(vectors, old, new)))
 
-    def _begin(self) -> None:
-        """Where the rows of the next block go, so that those of a cluster are side by side."""
-        self._order = np.argsort(self.cluster[self._first : self._first + len(self._block)], kind="stable")
-        self._place = np.empty(len(self._order), np.int64)
-        self._place[self._order] = np.arange(len(self._order))
-
-    def _compare(self) -> None:
-        """Compare the old rows of the block with the new rows of their clusters."""
-        vectors = self._block[: self._filled]
-        scale = _inverse_lengths(vectors)
-        if scale is None:
-            vectors, scale = normalize(vectors)[0], np.ones(len(vectors), np.float32)
-        rows = self._first + self._order
-        pairs = [self._run(tiles, rows, vectors, scale) for tiles in _runs(self._tiles(self.cluster[rows]))]
-        if not pairs:
-            return
-        old, new = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
-        self.found.append((rows[old], new, self._exact(vectors, old, new)))
+    def _pairs(self, vectors: np.ndarray, order: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Old rows (of ``vectors``) and new rows that may be each other's most similar earlier row."""
+        rows = first + order
+        key, most = self.key[rows], self.most[rows]
+        found = [(order[:0], order[:0])]
+        for tiles in _runs(self._tiles(self.cluster[rows]), len(self._tile)):
+            cosines = self._cosines(tiles, vectors, order)
+            if cosines is None:
+                return None
+            found.append(self._close(tiles, cosines, key, most))
+        old, new = (np.concatenate([pair[side] for pair in found]) for side in (0, 1))
+        return order[old], new
 
     def _tiles(self, cluster: np.ndarray) -> np.ndarray:
         """Runs of old rows, by their sorted clusters, and the new rows of the same cluster: int64 (t, 4)."""
@@ -91,29 +89,45 @@ class Raised:
         )
         return tiles[tiles[:, 0] < tiles[:, 1]]
 
-    def _run(
-        self, tiles: np.ndarray, rows: np.ndarray, vectors: np.ndarray, scale: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Old rows (in the block) and new rows that may be each other's most similar earlier row."""
-        start, stop, first, last = tiles.T
-        ends = np.cumsum((stop - start) * (last - first))
+    def _cosines(self, tiles: np.ndarray, vectors: np.ndarray, order: np.ndarray) -> np.ndarray | None:
+        """Tile after tile, a line for each new row with its cosines to the tile's old rows: float32 (p,).
+
+        None where float32 cannot hold the square of a length.
+        """
         right = self.new.matrix()
-        for (a, b, c, d), end in zip(tiles.tolist(), ends.tolist(), strict=True):
-            out = self._flat[end - (b - a) * (d - c) : end].reshape(d - c, b - a)
-            np.matmul(right[c:d], vectors[a:b].T, out=out)
-        # Each new row has a line of cosines, with the old rows of its cluster.
+        length = np.ones(int((tiles[:, 1] - tiles[:, 0]).sum()), np.float32)
+        row = pair = 0
+        with np.errstate(over="ignore", invalid="ignore"):
+            for start, stop, first, last in tiles.tolist():
+                tile, rows = self._tile[: stop - start], row + stop - start
+                np.take(vectors, order[start:stop], axis=0, out=tile, mode="clip")
+                np.vecdot(tile, tile, out=length[row:rows])
+                pairs = pair + (last - first) * (stop - start)
+                np.matmul(right[first:last], tile.T, out=self._flat[pair:pairs].reshape(last - first, stop - start))
+                row, pair = rows, pairs
+        if not (np.isfinite(length).all() and (length > np.finfo(np.float32).tiny * 1e9).all()):
+            return None
+        width, lines = tiles[:, 1] - tiles[:, 0], tiles[:, 3] - tiles[:, 2]
+        begin = np.cumsum(width) - width
+        cosines = self._flat[:pair]
+        cosines *= (1 / np.sqrt(length))[_counted(np.repeat(begin, lines), np.repeat(width, lines))]
+        return cosines
+
+    def _close(
+        self, tiles: np.ndarray, cosines: np.ndarray, key: np.ndarray, most: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Places of the old rows, and the new rows, of the cosines that are within float32's error of what counts."""
+        start, stop, first, last = tiles.T
         new = _counted(first, last - first)
         length = np.repeat(stop - start, last - first)
-        begin = np.cumsum(length) - length
         old = _counted(np.repeat(start, last - first), length)
-        cosines = self._flat[: ends[-1]] * scale[old]
-        before, after = self.key[rows[old]], np.repeat(self.new.key[new], length)
-        earlier = np.maximum.reduceat(np.where(before < after, cosines, 0), begin)
-        np.maximum.at(self.least, new, earlier)
+        before, after = key[old], np.repeat(self.new.key[new], length)
+        earlier = before < after
+        np.maximum.at(self.least, new, np.maximum.reduceat(cosines * earlier, np.cumsum(length) - length))
         # Rows with the same key are ordered by their ids, which is looked at only where the pair matters.
-        matters = (before <= after) & (cosines >= np.repeat(self.least[new] - np.float32(WINDOW), length))
-        matters |= (before >= after) & (cosines >= self.most[rows[old]] - np.float32(WINDOW))
-        chosen = np.flatnonzero(matters & (cosines > -WINDOW))
+        least, most = np.repeat(self.least[new], length), most[old]
+        needed = np.where(earlier, least, np.where(before > after, most, np.minimum(least, most)))
+        chosen = np.flatnonzero(cosines >= np.maximum(needed, 0) - np.float32(WINDOW))
         return old[chosen], np.repeat(new, length)[chosen]
 
     def _exact(self, vectors: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
@@ -121,7 +135,7 @@ class Raised:
         import torch
 
         rows, place = np.unique(old, return_inverse=True)
-        pairs = Pairs(torch.from_numpy(normalize(vectors[rows])[0]), self._right)
+        pairs = Pairs(torch.from_numpy(normalize(vectors[rows])[0]), torch.from_numpy(self.new.matrix()))
         return pairs.keys(torch.from_numpy(place), torch.from_numpy(new)).numpy()
 
     def tables(self) -> tuple[pa.Table, pa.Table]:
@@ -161,11 +175,17 @@ def best_earlier(theirs: pa.Table) -> pa.Table:
     return theirs.take(pa.array(_first(theirs.column("new").to_numpy(), theirs.column("millionths").to_numpy(), words)))
 
 
-def _runs(tiles: np.ndarray) -> list[np.ndarray]:
-    """The tiles (t, 4), those with too many pairs cut, in runs of up to ``RUN_PAIRS`` pairs."""
+def _by_cluster(cluster: np.ndarray) -> np.ndarray:
+    """The order that puts rows of a cluster side by side; 16 bits a number are sorted without comparisons."""
+    few = len(cluster) and cluster.max() < 1 << 16
+    return np.argsort(cluster.astype(np.uint16) if few else cluster, kind="stable")
+
+
+def _runs(tiles: np.ndarray, most: int) -> list[np.ndarray]:
+    """The tiles (t, 4), cut to ``most`` old rows or fewer, in runs of up to ``RUN_PAIRS`` pairs."""
     cut: list[tuple[int, int, int, int]] = []
     for start, stop, first, last in tiles.tolist():
-        height = max(1, RUN_PAIRS // (last - first))
+        height = max(1, min(most, RUN_PAIRS // (last - first)))
         cut += [(top, min(top + height, stop), first, last) for top in range(start, stop, height)]
     runs: list[list[tuple[int, int, int, int]]] = []
     pairs = 0
@@ -184,14 +204,6 @@ def _counted(start: np.ndarray, length: np.ndarray) -> np.ndarray:
     """start[0], start[0] + 1, ... for length[0] numbers, then the same of the next."""
     begin = np.cumsum(length) - length
     return np.repeat(start - begin, length) + np.arange(int(length.sum()))
-
-
-def _inverse_lengths(vectors: np.ndarray) -> np.ndarray | None:
-    """1 over each row's length (n,), float32 and off by less than WINDOW; None where float32 cannot hold a square."""
-    with np.errstate(over="ignore"):
-        squares = np.einsum("ij,ij->i", vectors, vectors)
-    tiny = np.finfo(np.float32).tiny * 1e9
-    return 1 / np.sqrt(squares) if np.isfinite(squares).all() and (squares > tiny).all() else None
 
 
 def _first(row: np.ndarray, keys: np.ndarray, rank: np.ndarray) -> np.ndarray:

@@ -16,13 +16,13 @@ from datas3_ray.kernels._tiles import SCALE
 from datas3_ray.kernels.pairwise import prior_max_groups
 from datas3_ray.kernels.similarity import normalize
 from datas3_ray.lake import Lake, Selection, Table
-from datas3_ray.lake.aligned import aligned_refs
-from datas3_ray.lake.view import Counts, Fragment, Mapped
-from datas3_ray.runtime import device, gather, matrix_task
+from datas3_ray.lake.storage import open_dataset
+from datas3_ray.lake.view import Counts, Fragment, Mapped, View, Within, aligned_part
+from datas3_ray.runtime import cluster_cpus, device, gather, matrix_task
 from datas3_ray.selectors.base import Inputs, Outcome
 from datas3_ray.selectors.grouping import Group, Order, answer, load_group, with_key
 from datas3_ray.selectors.semdedup import SemDeDup, finish
-from datas3_ray.selectors.semdedup_raised import Raised, best_earlier
+from datas3_ray.selectors.semdedup_raised import Raised, best_earlier, block_rows
 
 NEW_BYTES = 1 << 28
 """Vectors of new rows that every task can be given; of more, a full comparison is no slower."""
@@ -70,48 +70,45 @@ class Update(SemDeDup):
         outcome = self._compare_new(inputs, old) if old is not None else None
         return outcome if outcome is not None else super().choose(inputs)
 
-    def _taken_over(self, inputs: Inputs) -> dict[int, Any] | None:
-        """Fragment id -> reference to its rows of the earlier selection; None when all must be compared."""
+    def _taken_over(self, inputs: Inputs) -> Within | None:
+        """Where the rows of the earlier selection are; None when all must be compared."""
         if self.rule != "paper":
             return None
-        fragments, parts = aligned_refs(self._since.table)
-        if not _unchanged(inputs.lake, inputs.table, self._since.lineage()["inputs"][inputs.table.name], fragments):
+        old = self._since.within(inputs.table)
+        if old.parts is None:
+            return None
+        before = self._since.lineage()["inputs"][inputs.table.name]
+        if not _unchanged(inputs.lake, inputs.table, before, list(old.parts)):
             return None
         new = inputs.table.count_rows() - self._since.lineage()["counts"]["rows"]
         if 4 * new * inputs.table.require_vector(self.column) > NEW_BYTES or 5 * new > inputs.table.count_rows():
             return None
-        return dict(zip(fragments, parts, strict=True))
+        return old
 
-    def _compare_new(self, inputs: Inputs, old: dict[int, Any]) -> Outcome | None:
+    def _compare_new(self, inputs: Inputs, old: Within) -> Outcome | None:
         """None when a row that was there is not eligible any more, or one became so."""
         import ray
 
-        view, eps = inputs.view, self.cut_eps()
-        earlier = [old.get(fragment) for fragment in view.fragment_ids]
+        view, order, eps, known = inputs.view, self.order(), self.cut_eps(), old.parts or {}
+        added = view.of_fragments([fragment for fragment in view.fragment_ids if fragment not in known])
+        kept = view.of_fragments([fragment for fragment in view.fragment_ids if fragment in known])
         centroids = ray.put(centroids_of(inputs.lake, str(self.centroids)))
-        keyed = view.zip(_keyed, earlier, centroids, self.order(), returns=2)
-        parts = [part for part, _ in keyed.parts]
-        fresh = [rows for (_, rows), part in zip(keyed.parts, earlier, strict=True) if part is None]
-        new = ray.remote(_new_rows).remote(centroids, *fresh)
-        compared = view.zip(_against, parts, new, resources=matrix_task(), returns=3)
-        if not all(gather(same for _, _, same in compared.parts)):
+        assigned = added.map(_assigned, centroids, order, resources=matrix_task(), returns=2)
+        new_rows = ray.remote(_new_rows).options(num_returns=2)
+        new, count = new_rows.remote(centroids, *(rows for _, rows in assigned.parts))
+        among = ray.remote(_among_new).options(**matrix_task()).remote(new)
+        compared = _compared(kept, old, new, order, eps)
+        ties = gather(tied for _, _, tied in compared.parts)
+        if any(tied is None for tied in ties):
             return None
-        raised = [rows for rows, _, _ in compared.parts]
-        theirs = [rows for _, rows, _ in compared.parts]
-        answers = ray.remote(_settle_new).options(**matrix_task()).remote(new, *theirs)
-        keys = _keys_of_tied(parts, raised)
-        finish_old, finish_new = ray.remote(_finish_old), ray.remote(_finish_new)
-        done = [
-            finish_new.remote(part, position, answers, eps)
-            if before is None
-            else finish_old.remote(part, rows, new, keys, eps)
-            for position, (part, before, rows) in enumerate(zip(parts, earlier, raised, strict=True))
-        ]
-        count = gather([ray.remote(_length).remote(new)])[0]
-        report = {"clusters": str(self.centroids), "new_rows": count}
-        # Old fragments were read to compare their rows, new ones to assign them.
-        read = zip(keyed._counts, compared._counts, earlier, strict=True)
-        return self.outcome(Mapped(done, [one if part is None else other for one, other, part in read]), report)
+        answers = ray.remote(_settle_new).remote(new, among, *(theirs for _, theirs, _ in compared.parts))
+        finish = ray.remote(_finish_new)
+        parts = _settle_ties(kept, [part for part, _, _ in compared.parts], ties, new, order)
+        parts += [finish.remote(part, position, answers, eps) for position, (part, _) in enumerate(assigned.parts)]
+        counts = compared._counts + assigned._counts
+        place = np.argsort([view.fragment_ids.index(f) for f in kept.fragment_ids + added.fragment_ids])
+        found = Mapped([parts[at] for at in place], [counts[at] for at in place])
+        return self.outcome(found, {"clusters": str(self.centroids), "new_rows": gather([count])[0]})
 
 
 def _unchanged(lake: Lake, table: Table, version: int, fragments: list[int]) -> bool:
@@ -130,12 +127,8 @@ def _same(before: Any, now: Any) -> bool:
     return files and str(before.deletion_file) == str(now.deletion_file) and before.physical_rows == now.physical_rows
 
 
-def _keyed(
-    fragment: Fragment, before: pa.Table | None, centroids: np.ndarray, order: Order
-) -> tuple[pa.Table, dict[str, Any] | None]:
-    """The fragment's rows with keys: as they were selected, or assigned to a cluster now, and then their vectors."""
-    if before is not None:
-        return with_key(fragment, before, order), None
+def _assigned(fragment: Fragment, centroids: np.ndarray, order: Order) -> tuple[pa.Table, dict[str, Any]]:
+    """A new fragment's rows with clusters and keys, and what the comparison needs of them."""
     again = replace(fragment, counts=Counts())  # so that its rows are counted once, however often they are read
     part = with_key(again, assign_fragment(again, centroids), order).combine_chunks()
     vectors = [normalize(batch)[0] for _, batch in fragment.vectors()]
@@ -148,43 +141,97 @@ def _keyed(
     return part, rows
 
 
-def _new_rows(centroids: np.ndarray, *dealt: dict[str, Any]) -> Group:
-    """All new rows by cluster and rank."""
+def _new_rows(centroids: np.ndarray, *dealt: dict[str, Any]) -> tuple[Group, int]:
+    """All new rows by cluster and rank, and how many they are."""
     schema = pa.schema([("id", pa.string()), ("cluster", pa.int32()), ("key", pa.float64())])
     none = np.empty((0, centroids.shape[1]), np.float32)
     nobody = {"rows": schema.empty_table(), "vectors": none, "part": 0, "position": np.empty(0, np.int64)}
-    return load_group(dealt or [nobody])
+    new = load_group(dealt or [nobody])
+    return new, len(new)
 
 
-def _length(new: Group) -> int:
-    return len(new)
+def _compared(view: View, old: Within, new: Any, order: Order, eps: float | None) -> Mapped:
+    """:func:`_against` of every old fragment.
+
+    What the first few find rules most pairs of the others out: only the best earlier row of all counts for a new row.
+    """
+    import ray
+
+    first = max(cluster_cpus(), len(view.fragment_ids) // 16)
+    halves = [view.of_fragments(view.fragment_ids[:first]), view.of_fragments(view.fragment_ids[first:])]
+    settings: dict[str, Any] = {"resources": matrix_task(), "returns": 3}
+    some = halves[0].map(_against, old, new, None, order, eps, **settings)
+    least = ray.remote(_least).remote(new, *(theirs for _, theirs, _ in some.parts))
+    others = halves[1].map(_against, old, new, least, order, eps, **settings)
+    return Mapped(some.parts + others.parts, some._counts + others._counts)
 
 
-def _against(fragment: Fragment, part: pa.Table, new: Group) -> tuple[pa.Table, pa.Table, bool]:
-    """What a fragment's old rows and the new ones mean for each other, and whether the old rows are still the same."""
-    if "max_similarity" not in part.schema.names:  # a new fragment
-        return *Raised(_nobody(), new).tables(), True
-    found, at = Raised(part, new), 0
-    for ids, batch in fragment.vectors():
+def _against(
+    fragment: Fragment, old: Within, new: Group, least: np.ndarray | None, order: Order, eps: float | None
+) -> tuple[pa.Table, pa.Table, pa.Table | None]:
+    """What a fragment's old rows and the new ones mean for each other.
+
+    Returns the old rows as selected now, what they mean for the new rows, and the old rows that a new row is exactly as
+    similar to as the earlier row they name: None instead where the old rows are not the same any more.
+    """
+    positions = (old.parts or {})[fragment.fragment]
+    part = aligned_part(open_dataset(old.uri, old.version, fragment.options), positions, None)
+    part = with_key(replace(fragment, counts=Counts()), part, order)  # so that its rows are counted once
+    found, at = Raised(part, new, least), 0
+    # The files are the same as when the rows were selected, so what was usable is.
+    batches = fragment.vectors(block_rows(new.matrix().shape[1]), all_usable=part.num_rows == fragment.rows())
+    for ids, batch in batches:
         if not part.column("id").slice(at, len(ids)).combine_chunks().equals(ids):
-            return *found.tables(), False
+            return part, found.tables()[1], None
         found.add(batch)
         at += len(ids)
-    return *found.tables(), at == part.num_rows
+    raised, theirs = found.tables()
+    selected, tied = _raise(part, raised, new, eps)
+    return selected, theirs, tied if at == part.num_rows else None
 
 
-def _nobody() -> pa.Table:
-    fields = [("id", pa.string()), ("cluster", pa.int32()), ("key", pa.float64()), ("max_similarity", pa.float32())]
-    return pa.schema(fields).empty_table()
+def _raise(part: pa.Table, raised: pa.Table, new: Group, eps: float | None) -> tuple[pa.Table, pa.Table]:
+    """An old fragment's rows, those raised for which a new row is more similar, and those for which one is as similar.
+
+    The second are only what may be named otherwise: ``position``, the ``new`` row, and the ``id`` that is named.
+    """
+    similarity = part.column("max_similarity").to_numpy().copy()
+    names = part.column("duplicate_of").combine_chunks()
+    rows, by = raised.column("position").to_numpy(), raised.column("new").to_numpy()
+    found, had = raised.column("millionths").to_numpy(), np.round(similarity[rows].astype(np.float64) * SCALE)
+    tied = pa.array(found == had)
+    ties = raised.select(["position", "new"]).append_column("id", names.take(raised.column("position"))).filter(tied)
+    more = found > had
+    rows, by = rows[more], by[more]
+    similarity[rows] = (found[more] / SCALE).astype(np.float32)
+    answers = {"max_similarity": pa.array(similarity, pa.float32()), "duplicate_of": _renamed(names, rows, new, by)}
+    return finish(part, pa.table(answers), eps), ties
 
 
-def _settle_new(new: Group, *found: pa.Table) -> pa.Table:
-    """Each new row's most similar earlier row, old or new, as answers."""
+def _renamed(names: pa.Array, rows: np.ndarray, new: Group, by: np.ndarray) -> pa.Array:
+    """The names, with those of the given rows replaced by the ids of new rows."""
+    place = np.arange(len(names))
+    place[rows] = len(names) + np.arange(len(rows))
+    return pa.concat_arrays([names, new.ids.take(pa.array(by))]).take(pa.array(place))
+
+
+def _least(new: Group, *found: pa.Table) -> np.ndarray:
+    """What each new row has at least to an earlier row, float32, less a millionth for what rounding may have added."""
+    least = np.zeros(len(new), np.int64)
+    for theirs in found:
+        np.maximum.at(least, theirs.column("new").to_numpy(), theirs.column("millionths").to_numpy() - 1)
+    return (least / SCALE).astype(np.float32)
+
+
+def _among_new(new: Group) -> pa.Table:
+    """Each new row's most similar earlier new row, as :meth:`Raised.tables` states those of old rows."""
     if len(new) == 0:
-        return answer(new, max_similarity=pa.array([], pa.float32()), duplicate_of=pa.array([], pa.string()))
+        return pa.table(
+            {"new": np.empty(0, np.int64), "millionths": np.empty(0, np.int64), "key": new.key, "id": new.ids}
+        )
     similarity, earlier = prior_max_groups(new.matrix(), new.offsets, device=device())
     among = np.flatnonzero(earlier >= 0)
-    own = pa.table(
+    return pa.table(
         {
             "new": among,
             "millionths": np.round(similarity[among].astype(np.float64) * SCALE).astype(np.int64),
@@ -192,7 +239,11 @@ def _settle_new(new: Group, *found: pa.Table) -> pa.Table:
             "id": new.ids.take(pa.array(earlier[among])),
         }
     )
-    best = best_earlier(pa.concat_tables([own, *found]))
+
+
+def _settle_new(new: Group, *found: pa.Table) -> pa.Table:
+    """Each new row's most similar earlier row, old or new, as answers."""
+    best = best_earlier(pa.concat_tables(found))
     largest, names = np.zeros(len(new), np.int64), np.full(len(new), -1)
     row = best.column("new").to_numpy()
     largest[row], names[row] = best.column("millionths").to_numpy(), np.arange(best.num_rows)
@@ -200,67 +251,38 @@ def _settle_new(new: Group, *found: pa.Table) -> pa.Table:
     return answer(new, max_similarity=pa.array((largest / SCALE).astype(np.float32)), duplicate_of=ids)
 
 
-def _keys_of_tied(parts: list[Any], raised: list[Any]) -> pa.Table | None:
-    """Ids and keys of the earlier rows that an old row names, where a new row is exactly as similar."""
+def _settle_ties(kept: View, parts: list[Any], ties: list[pa.Table], new: Any, order: Order) -> list[Any]:
+    """The parts, with the earlier of two rows named where both are exactly as similar."""
     import ray
 
-    tied, look_up = ray.remote(_tied), ray.remote(_look_up)
-    asked = gather(tied.remote(part, rows) for part, rows in zip(parts, raised, strict=True))
-    ids = pa.concat_arrays([pa.array([], pa.string()), *asked]).unique()
-    return pa.concat_tables(gather(look_up.remote(part, ids) for part in parts)) if len(ids) else None
+    ids = pa.chunked_array([pa.array([], pa.string()), *(tied.column("id").combine_chunks() for tied in ties)]).unique()
+    if len(ids) == 0:
+        return parts
+    keys = pa.concat_tables(kept.zip(_look_up, parts, ids, order).results())
+    rename = ray.remote(_rename)
+    return [
+        rename.remote(part, tied, new, keys) if tied.num_rows else part for part, tied in zip(parts, ties, strict=True)
+    ]
 
 
-def _has(part: pa.Table, raised: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """The rows for which a new row was found, and what they had, in millionths."""
-    rows = raised.column("position").to_numpy()
-    if len(rows) == 0:
-        return rows, rows
-    return rows, np.round(part.column("max_similarity").to_numpy()[rows].astype(np.float64) * SCALE).astype(np.int64)
+def _look_up(fragment: Fragment, part: pa.Table, ids: pa.Array, order: Order) -> pa.Table:
+    """Ids and keys of the fragment's rows that have one of the ids."""
+    named = pc.is_in(part.column("id"), value_set=ids)
+    return with_key(fragment, part, order).select(["id", "key"]).filter(named)
 
 
-def _tied(part: pa.Table, raised: pa.Table) -> pa.Array:
-    rows, had = _has(part, raised)
-    same = rows[had == raised.column("millionths").to_numpy()]
-    if len(same) == 0:
-        return pa.array([], pa.string())
-    return part.column("duplicate_of").take(pa.array(same)).combine_chunks().drop_null()
-
-
-def _look_up(part: pa.Table, ids: pa.Array) -> pa.Table:
-    found = part.filter(pc.is_in(part.column("id"), value_set=ids))
-    return pa.table({"id": found.column("id"), "key": found.column("key")})
-
-
-def _finish_old(part: pa.Table, raised: pa.Table, new: Group, keys: pa.Table | None, eps: float | None) -> pa.Table:
-    """An old fragment's rows, those raised for which a new row is more similar, or as similar and earlier in rank."""
-    similarity = part.column("max_similarity").to_numpy().copy()
-    names = part.column("duplicate_of").combine_chunks()
-    rows, had = _has(part, raised)
-    found, by = raised.column("millionths").to_numpy(), raised.column("new").to_numpy()
-    takes = found > had
-    tied = np.flatnonzero(found == had)
-    if len(tied) and keys is not None:
-        takes[tied] = _ranks_before(new, by[tied], names.take(pa.array(rows[tied])), keys)
-    rows, found, by = rows[takes], found[takes], by[takes]
-    similarity[rows] = (found / SCALE).astype(np.float32)
-    place = np.arange(len(names))
-    place[rows] = len(names) + np.arange(len(rows))
-    answers = pa.table(
-        {
-            "max_similarity": pa.array(similarity, pa.float32()),
-            "duplicate_of": pa.concat_arrays([names, new.ids.take(pa.array(by))]).take(pa.array(place)),
-        }
-    )
-    return finish(part, answers, eps)
-
-
-def _ranks_before(new: Group, by: np.ndarray, names: pa.Array, keys: pa.Table) -> np.ndarray:
-    """Whether each new row ranks before the old row of that name."""
+def _rename(part: pa.Table, tied: pa.Table, new: Group, keys: pa.Table) -> pa.Table:
+    """An old fragment's rows, those that are tied naming the new row where it ranks before the old one."""
+    names, by = tied.column("id").combine_chunks(), tied.column("new").to_numpy()
     place = pc.index_in(names, value_set=keys.column("id").combine_chunks())
-    old = keys.column("key").combine_chunks().take(place).to_numpy(zero_copy_only=False)
+    old, mine = keys.column("key").combine_chunks().take(place).to_numpy(), new.key[by]
     smaller = pc.less(new.ids.take(pa.array(by)).cast(pa.binary()), names.cast(pa.binary()))
-    mine = new.key[by]
-    return (mine < old) | ((mine == old) & smaller.to_numpy(zero_copy_only=False))
+    before = (mine < old) | ((mine == old) & smaller.to_numpy(zero_copy_only=False))
+    rows = tied.column("position").to_numpy()[before]
+    at = part.schema.get_field_index("duplicate_of")
+    return part.set_column(
+        at, "duplicate_of", _renamed(part.column("duplicate_of").combine_chunks(), rows, new, by[before])
+    )
 
 
 def _finish_new(part: pa.Table, position: int, answers: pa.Table, eps: float | None) -> pa.Table:

@@ -88,6 +88,8 @@ def test_a_table_is_pinned_to_its_version(lake: Lake, rows: pa.Table) -> None:
 def test_tables_made_by_other_programs_are_image_tables(lake: Lake) -> None:
     lancedb.connect(lake.uri).create_table("theirs", [{"id": "a", "vector": [1.0, 2.0]}])
     assert lake.names("image") == ["theirs"]
+    assert [table.name for table in lake.tables("image")] == ["theirs"]
+    assert [table.count_rows() for table in lake.tables()] == [1]
     assert lake.image_table("theirs").vector_columns() == {"vector": 2}
 
 

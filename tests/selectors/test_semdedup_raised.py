@@ -63,11 +63,11 @@ def expected(part: pa.Table, old: np.ndarray, group: Group) -> tuple[dict[int, t
     return mine, theirs
 
 
-@pytest.mark.parametrize("block_rows", [1, 7, 1000])
+@pytest.mark.parametrize("tile_rows", [1, 7, 1000])
 @pytest.mark.parametrize("run_pairs", [3, 40, 1 << 20])
 @pytest.mark.parametrize("batch", [5, 64])
-def test_equals_brute_force_whatever_the_blocks(monkeypatch, block_rows: int, run_pairs: int, batch: int) -> None:
-    monkeypatch.setattr(module, "BLOCK_BYTES", 4 * DIMENSIONS * block_rows)
+def test_equals_brute_force_whatever_the_blocks(monkeypatch, tile_rows: int, run_pairs: int, batch: int) -> None:
+    monkeypatch.setattr(module, "TILE_BYTES", 4 * DIMENSIONS * tile_rows)
     monkeypatch.setattr(module, "RUN_PAIRS", run_pairs)
     part, old = rows_of("o", 90, 1)
     had = np.random.default_rng(3).uniform(0, 1, 90).astype(np.float32).round(3)
@@ -86,6 +86,28 @@ def test_equals_brute_force_whatever_the_blocks(monkeypatch, block_rows: int, ru
     assert {p: pair for p, pair in found.items() if pair[0] >= least[p]} == wanted_mine
     assert {r["new"]: (r["millionths"], r["key"], r["id"]) for r in theirs.to_pylist()} == wanted_theirs
     assert wanted_mine and wanted_theirs
+
+
+def test_what_is_known_of_new_rows_rules_pairs_out_and_changes_no_answer() -> None:
+    part, old = rows_of("o", 90, 1)
+    part = part.append_column("max_similarity", pa.array(np.ones(90, np.float32)))
+    rows, vectors = rows_of("n", 30, 2)
+    group = load_group([{"rows": rows, "vectors": normalize(vectors)[0], "part": 0, "position": np.arange(30)}])
+    _, wanted = expected(part, old, group)
+    least = np.zeros(30, np.float32)
+    for number, (millionths, *_) in wanted.items():
+        least[number] = (millionths - 1) / SCALE if number % 2 else 0
+    answers, pairs = [], []
+    for known in (None, least):
+        raised = Raised(part, group, known)
+        for start in range(0, 90, 10):
+            raised.add(old[start : start + 10])
+        answers.append({r["new"]: (r["millionths"], r["key"], r["id"]) for r in raised.tables()[1].to_pylist()})
+        pairs.append(sum(len(found[0]) for found in raised.found))
+    assert answers[0] == answers[1] == wanted
+    assert pairs[1] < pairs[0]
+    assert least.max() > 0.5  # and the caller's array is as it was
+    assert (least[::2] == 0).all()
 
 
 def test_lengths_whose_squares_float32_cannot_hold() -> None:
