@@ -74,7 +74,9 @@ def semdedup(sizes: Sizes) -> Iterator[Figure]:
         small = Sizes.small()
         # Both sides once on a few rows, so that neither has its imports and first calls in its figure.
         _in_memory(fill(lake, "few", small), small)
-        SemDeDup(column="vec", clusters=small.clusters).select(lake, "few")
+        first = SemDeDup(column="vec", clusters=small.clusters).select(lake, "few")
+        lake.add("few", as_table(clustered(10, seed=99), prefix="new-"))
+        SemDeDup(column="vec").update(lake, "few", since=first)
         x = fill(lake, "pool", sizes)
         selector = SemDeDup(column="vec", clusters=sizes.clusters, eps=EPS, iterations=sizes.iterations)
         with PeakMemory() as memory:

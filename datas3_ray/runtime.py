@@ -24,8 +24,8 @@ _QUIET = {
 }
 # Ray's workers inherit these. Without the first two what threads allocate is spread over many arenas and heaps that
 # keep their free memory, so that a worker's grows for a long time with the number of shards it has seen. The thresholds
-# keep the memory of a few batches for the next ones, and large pages make what is fresh cheap: small ones, got one by
-# one, cost as much as the arithmetic where the machine is a virtual one.
+# keep the memory of a few batches for the next ones (a second arena would give it back whatever they say), and large
+# pages make what is fresh cheap: small ones, got one by one, cost as much as the arithmetic on a virtual machine.
 _LEAN_WORKERS = {
     "MALLOC_ARENA_MAX": "1",
     "ARROW_DEFAULT_MEMORY_POOL": "system",
@@ -37,13 +37,16 @@ _LEAN_WORKERS = {
 # task has all CPUs for a while, as k-means does, the other workers are to be there still when it is done.
 _WORKERS_STAY = {"RAY_idle_worker_killing_time_threshold_ms": "300000"}
 
+WORKER_SETTINGS = _LEAN_WORKERS | _WORKERS_STAY
+"""What Ray is to be started with, on a laptop and on every node of a cluster."""
+
 HEARD_SECONDS = 0.5
 """How long it may take until the CPUs of tasks that are done count as idle."""
 
 
 def prepare_environment() -> None:
     """Set what Ray and its workers read from the environment when they start, where the user has not set it."""
-    for key, value in (_QUIET | _LEAN_WORKERS | _WORKERS_STAY).items():
+    for key, value in (_QUIET | WORKER_SETTINGS).items():
         os.environ.setdefault(key, value)
 
 

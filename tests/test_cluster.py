@@ -17,8 +17,17 @@ import psutil
 import pytest
 import yaml
 
+from datas3_ray.runtime import WORKER_SETTINGS
+
 ROOT = Path(__file__).resolve().parents[1]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+
+
+@pytest.mark.parametrize("commands", ["head_start_ray_commands", "worker_start_ray_commands"])
+def test_cluster_yaml_starts_ray_as_a_laptop_does(commands: str) -> None:
+    start = " ".join(yaml.safe_load((ROOT / "cluster.yaml").read_text())[commands]).split()
+    for key, value in WORKER_SETTINGS.items():
+        assert f"{key}={value}" in start
 
 
 def test_the_launcher_accepts_cluster_yaml() -> None:
