@@ -50,7 +50,7 @@ class Raised:
         self._flat = np.empty(max(RUN_PAIRS, int(np.diff(new.offsets).max(initial=0))), np.float32)
 
     def add(self, vectors: np.ndarray) -> None:
-        """The next old rows, float32 (n, d); it is fastest with :func:`block_rows` at a time."""
+        """The next old rows, float32 (n, d), none of them zero; it is fastest with :func:`block_rows` at a time."""
         first = self._added
         self._added += len(vectors)
         order = _by_cluster(self.cluster[first : self._added])
@@ -58,8 +58,9 @@ class Raised:
         if pairs is None:  # lengths whose squares float32 cannot hold
             vectors = normalize(vectors)[0]
             pairs = self._pairs(vectors, order, first)
-        if pairs is not None and len(pairs[0]):
-            old, new = pairs
+        assert pairs is not None
+        old, new = pairs
+        if len(old):
             self.found.append((first + old, new, self._exact(vectors, old, new)))
 
     def _pairs(self, vectors: np.ndarray, order: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray] | None:

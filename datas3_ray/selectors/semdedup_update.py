@@ -106,8 +106,8 @@ class Update(SemDeDup):
         parts = _settle_ties(kept, [part for part, _, _ in compared.parts], ties, new, order)
         parts += [finish.remote(part, position, answers, eps) for position, (part, _) in enumerate(assigned.parts)]
         counts = compared._counts + assigned._counts
-        place = np.argsort([view.fragment_ids.index(f) for f in kept.fragment_ids + added.fragment_ids])
-        found = Mapped([parts[at] for at in place], [counts[at] for at in place])
+        place = {fragment: at for at, fragment in enumerate(kept.fragment_ids + added.fragment_ids)}
+        found = Mapped(*([each[place[fragment]] for fragment in view.fragment_ids] for each in (parts, counts)))
         return self.outcome(found, {"clusters": str(self.centroids), "new_rows": gather([count])[0]})
 
 
@@ -159,10 +159,9 @@ def _compared(view: View, old: Within, new: Any, order: Order, eps: float | None
 
     first = max(cluster_cpus(), len(view.fragment_ids) // 16)
     halves = [view.of_fragments(view.fragment_ids[:first]), view.of_fragments(view.fragment_ids[first:])]
-    settings: dict[str, Any] = {"resources": matrix_task(), "returns": 3}
-    some = halves[0].map(_against, old, new, None, order, eps, **settings)
+    some = halves[0].map(_against, old, new, None, order, eps, returns=3)
     least = ray.remote(_least).remote(new, *(theirs for _, theirs, _ in some.parts))
-    others = halves[1].map(_against, old, new, least, order, eps, **settings)
+    others = halves[1].map(_against, old, new, least, order, eps, returns=3)
     return Mapped(some.parts + others.parts, some._counts + others._counts)
 
 
