@@ -93,9 +93,14 @@ class Pairs:
         """float64 dot products, converted piece by piece while in the cache."""
         left, right = self.left.numpy(), self.right.numpy()
         dots = np.empty(len(i))
+        a, b = (np.empty((min(_CHUNK, len(i)), side.shape[1]), np.float32) for side in (left, right))
         for start in range(0, len(i), _CHUNK):
-            span = slice(start, start + _CHUNK)
-            np.einsum("ij,ij->i", left[i[span]], right[j[span]], dtype=np.float64, out=dots[span])
+            span = slice(start, min(start + _CHUNK, len(i)))
+            n = span.stop - start
+            # Clipping changes no place that is there, and lets take() write without a copy in between.
+            np.take(left, i[span], axis=0, out=a[:n], mode="clip")
+            np.take(right, j[span], axis=0, out=b[:n], mode="clip")
+            np.einsum("ij,ij->i", a[:n], b[:n], dtype=np.float64, out=dots[span])
         return dots
 
 

@@ -13,24 +13,21 @@ import numpy as np
 import numpy.typing as npt
 
 from datas3_ray.kernels._tiles import (
-    DENSE,
     NOTHING,
     SCALE,
     UNIT_TOLERANCE,
-    WINDOW,
     Pairs,
     Tile,
-    at_least,
     decode,
     full_precision,
     improve,
     matrix,
-    positions,
     require_same_width,
     rounded,
     unit_rows,
 )
 from datas3_ray.kernels.closest import Closest
+from datas3_ray.kernels.order_statistic import OrderStatistic
 from datas3_ray.kernels.screen import fast_units
 
 if TYPE_CHECKING:
@@ -44,7 +41,6 @@ SCREENED = 256
 ROW_BLOCK = 1024
 COLUMN_BLOCK = 4096
 _PADDING = 64
-_SPARSE = 4  # groups of columns, for each of the x cosines that are sought
 _ROWS_AT_A_TIME = 4096
 
 Float32 = npt.NDArray[np.float32]
@@ -178,11 +174,12 @@ def top_order_statistic(X: npt.ArrayLike, Q: npt.ArrayLike, x: int, device: str 
         for start, rows, found in _closest(vectors, right):
             result[start : start + len(rows)] = _keys(rows, right, found) / SCALE
         return result
-    row_block = max(_PADDING, min(ROW_BLOCK, ROW_BLOCK * COLUMN_BLOCK // m))
+    block = max(_PADDING, min(ROW_BLOCK, ROW_BLOCK * COLUMN_BLOCK // m))
     with full_precision():
-        for start, rows, cosines in _blocks(vectors, right, row_block, m):
-            keys = _order_statistic(rows, right, cosines(0, m), int(x))
-            result[start : start + len(rows)] = keys / SCALE
+        kth = OrderStatistic(right, int(x), block, screened=_screened(vectors, right) and fast_units() == "bfloat16")
+        for start in range(0, len(vectors), block):
+            rows = unit_rows(vectors, "X", device, start, start + block)
+            result[start : start + len(rows)] = kth.of(rows) / SCALE
     return result
 
 
@@ -280,58 +277,3 @@ def _tile(rows: torch.Tensor, right: torch.Tensor, cosines: _Cosines, first: int
 
     left = torch.arange(len(rows), device=rows.device)
     return Tile(cosines(first, last), left, torch.full_like(left, first), exact)
-
-
-def _order_statistic(rows: torch.Tensor, right: torch.Tensor, cosines: torch.Tensor, x: int) -> npt.NDArray[np.int64]:
-    """The x-th largest cosine of each row in whole millionths."""
-    found = _among_large(cosines, x) if cosines.device.type == "cpu" and _SPARSE * x <= len(right) else None
-    if found is None:
-        kth = _kth_largest(cosines, x)
-        above = (cosines > (kth + WINDOW)[:, None]).sum(1).cpu().numpy()
-        r, c = positions(at_least(cosines, kth - WINDOW) & (cosines <= (kth + WINDOW)[:, None]))
-    else:
-        above, r, c = found
-    if len(r) > DENSE * len(rows):
-        keys = rounded(rows.double() @ right.double().T).cpu().numpy()
-        return np.partition(keys, len(right) - x, axis=1)[:, len(right) - x]
-    line, keys = r.cpu().numpy(), Pairs(rows, right).keys(r, c).cpu().numpy()
-    keys = keys[np.lexsort((-keys, line))]
-    return keys[np.searchsorted(line, np.arange(len(rows))) + (x - 1 - above)]
-
-
-def _among_large(cosines: torch.Tensor, x: int) -> tuple[npt.NDArray[np.int64], torch.Tensor, torch.Tensor] | None:
-    """How many cosines of each row are certainly above its x-th largest, and the places of those as large as it.
-
-    The x-th largest of the maxima of some groups of columns is no more than that of all, so only what reaches it is
-    looked at. None where that is too much.
-    """
-    import torch
-
-    n, m = cosines.shape
-    groups = _SPARSE * x
-    largest = cosines[:, : m // groups * groups].unflatten(1, (-1, groups)).amax(1).numpy()
-    least = torch.from_numpy(np.partition(largest, groups - x, axis=1)[:, groups - x].copy())
-    places = np.flatnonzero(at_least(cosines, least - WINDOW).numpy())
-    if len(places) > _SPARSE * x * n:
-        return None
-    line, column = np.divmod(places, m)
-    values = cosines.numpy().reshape(-1)[places]
-    count = np.bincount(line, minlength=n)
-    inside = np.arange(len(line)) - np.repeat(np.cumsum(count) - count, count)
-    table = np.full((n, int(count.max())), -np.inf, np.float32)
-    table[line, inside] = values
-    kth = np.partition(table, table.shape[1] - x, axis=1)[:, table.shape[1] - x][line]
-    near = np.flatnonzero((values >= kth - np.float32(WINDOW)) & (values <= kth + np.float32(WINDOW)))
-    above = np.bincount(line[values > kth + np.float32(WINDOW)], minlength=n)
-    return above, torch.from_numpy(line[near]), torch.from_numpy(column[near])
-
-
-def _kth_largest(cosines: torch.Tensor, x: int) -> torch.Tensor:
-    import torch
-
-    if x == 1:
-        return cosines.amax(1)
-    if cosines.device.type != "cpu":
-        return torch.topk(cosines, x, dim=1).values[:, -1]
-    place = cosines.shape[1] - x
-    return torch.from_numpy(np.partition(cosines.numpy(), place, axis=1)[:, place].copy())
