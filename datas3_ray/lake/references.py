@@ -30,13 +30,12 @@ def referenced_versions(lake: Lake) -> dict[str, set[int]]:
     selections, cluster assignments, centroids and splits, and of each row of a results table. A version that is kept
     has a lineage of its own, whose inputs are kept too. Inputs that are no longer there are passed over.
     """
-    names = lake.names()
-    kept: dict[str, set[int]] = {name: set() for name in names}
+    tables = lake.tables()
+    kept: dict[str, set[int]] = {table.name: set() for table in tables}
     waiting: list[Version] = []
-    for name in names:
-        table = lake.table(name)
+    for table in tables:
         tagged = [int(tag["version"]) for tag in table.dataset.tags.list().values()]
-        waiting += [(name, version) for version in (table.version, *tagged)]
+        waiting += [(table.name, version) for version in (table.version, *tagged)]
     while waiting:
         name, version = waiting.pop()
         if name not in kept or version in kept[name]:
@@ -78,14 +77,14 @@ def unfinished_embed(lake: Lake, name: str) -> str | None:
 
 def pending_fragments(lake: Lake) -> Iterator[tuple[str, str]]:
     """Table and fragment metadata (JSON) of what cut-short ingests and embeds wrote and will still commit."""
-    for name in lake.names("ledger"):
-        rows = lake.table(name).to_arrow()
-        if name.endswith(EMBED_SUFFIX):
-            yield from ((name.removesuffix(EMBED_SUFFIX), text) for text in rows.column("metadata").to_pylist())
+    for ledger in lake.tables("ledger"):
+        rows = ledger.to_arrow()
+        if ledger.name.endswith(EMBED_SUFFIX):
+            yield from ((ledger.name.removesuffix(EMBED_SUFFIX), text) for text in rows.column("metadata").to_pylist())
             continue
         if "state" not in rows.schema.names:
             continue
-        table = name.removesuffix(".ledger")
+        table = ledger.name.removesuffix(".ledger")
         rows = rows.filter(pc.equal(rows.column("state"), PREPARED))
         for column, target in (("fragments", table), ("quarantine_fragments", f"{table}.quarantine")):
             for texts in rows.column(column).to_pylist():
