@@ -21,7 +21,7 @@ from datas3_ray.kernels.similarity import nearest, normalize
 from datas3_ray.lake.aligned import aligned_refs, write_aligned
 from datas3_ray.lake.schemas import fingerprint, matrix, vector_field
 from datas3_ray.lake.view import Counts, Fragment, Mapped, View
-from datas3_ray.runtime import device, gather, matrix_task
+from datas3_ray.runtime import device, gather, matrix_task, remote
 from datas3_ray.sampling import sample_ref
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _make(
     started = time.perf_counter()
     cells = _trained(view, clustering.centroids, config, children)
     located = view.zip(_locate, clustering.mapped.parts, ray.put(cells), resources=matrix_task())
-    count = ray.remote(_count)
+    count = remote(_count)
     sizes = np.sum(gather(count.remote(part, len(cells.parent)) for part in located.parts), axis=0)
     lineage: dict[str, Any] = {
         "method": "nested_kmeans",
@@ -183,8 +183,8 @@ def _trained(view: View, first: np.ndarray, config: KMeansConfig, children: int)
 
     sample = sample_ref(view, config.sample_rows, config.seed)
     centroids = ray.put(first)
-    cluster = ray.remote(_nearest).options(**matrix_task()).remote(sample, centroids)
-    train = ray.remote(_train).options(**matrix_task())
+    cluster = remote(_nearest).options(**matrix_task()).remote(sample, centroids)
+    train = remote(_train).options(**matrix_task())
     starts = range(0, len(first), _CLUSTERS_A_TASK)
     spans = [(start, min(start + _CLUSTERS_A_TASK, len(first))) for start in starts]
     groups = gather(train.remote(sample, centroids, cluster, span, children, config) for span in spans)

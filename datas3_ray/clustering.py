@@ -21,7 +21,7 @@ from datas3_ray.kernels.similarity import nearest
 from datas3_ray.lake.aligned import aligned_refs, part_positions, write_aligned
 from datas3_ray.lake.schemas import fingerprint, matrix, vector_field
 from datas3_ray.lake.view import Counts, Fragment, Mapped, View
-from datas3_ray.runtime import device, gather, idle_cpus, matrix_task, settled
+from datas3_ray.runtime import device, gather, idle_cpus, matrix_task, remote, settled
 from datas3_ray.sampling import require_rows, sample_ref
 
 if TYPE_CHECKING:
@@ -114,13 +114,11 @@ def centroids_of(lake: Lake, name: str) -> np.ndarray:
 
 def _trained(view: View, config: KMeansConfig, lineage: dict[str, Any]) -> np.ndarray:
     """New centroids; the lineage gets the objective of each iteration."""
-    import ray
-
     sample = settled([sample_ref(view, config.sample_rows, config.seed)])[0]
     resources = matrix_task()
     if "num_gpus" not in resources:
         resources = {"num_cpus": idle_cpus()}
-    trained = gather([ray.remote(_train).options(**resources).remote(sample, config, resources["num_cpus"])])[0]
+    trained = gather([remote(_train).options(**resources).remote(sample, config, resources["num_cpus"])])[0]
     lineage["objective"] = [round(float(value), 6) for value in trained.objective]
     return np.asarray(trained.centroids)
 
@@ -143,7 +141,7 @@ def _assign_and_write(lake: Lake, view: View, name: str, lineage: dict[str, Any]
         "code_version": __version__,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    sums = ray.remote(_sums)
+    sums = remote(_sums)
     tallies = gather([sums.remote(part, k) for part in assigned.parts])
     sizes = np.sum([tally[0] for tally in tallies], axis=0)
     distance = np.sum([tally[1] for tally in tallies], axis=0)

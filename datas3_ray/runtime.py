@@ -8,8 +8,9 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from datas3_ray.errors import Datas3Error
@@ -141,6 +142,14 @@ def device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@cache
+def remote(function: Callable[..., Any]) -> Any:
+    """``ray.remote(function)``, made once a process: each new one is sent to every worker again."""
+    import ray
+
+    return ray.remote(function)
 
 
 def settled(refs: list[Any]) -> list[Any]:

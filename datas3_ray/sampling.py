@@ -16,7 +16,7 @@ from datas3_ray.kernels.hashing import hash64, id_words, uniform
 from datas3_ray.kernels.similarity import normalize
 from datas3_ray.lake.cut import apply_cut, find_cut
 from datas3_ray.lake.view import Fragment, View
-from datas3_ray.runtime import gather
+from datas3_ray.runtime import gather, remote
 
 SPARE_ROWS = 1000
 """Rows more than are wanted that the first look at a table brings along, so that a second one is seldom needed."""
@@ -33,8 +33,6 @@ def sample_ref(view: View, most: int, seed: int) -> Any:
     UsageError
         When there is no eligible row.
     """
-    import ray
-
     # Rows that are surely enough come along at once; where fewer are eligible than the table has rows, a second look
     # is needed.
     guess = min(1.0, 1.1 * (most + SPARE_ROWS) / max(1, view.table.count_rows()))
@@ -43,14 +41,14 @@ def sample_ref(view: View, most: int, seed: int) -> Any:
     eligible = looked.counts().eligible
     require_rows(view, eligible)
     cut = find_cut(keyed, min(eligible, most))
-    chosen: Any = ray.remote(_chosen).options(num_returns=2)
+    chosen: Any = remote(_chosen).options(num_returns=2)
     pairs: list[Any] = [chosen.remote(part, cut, guess) for part in keyed]
     if all(gather(enough for _, enough in pairs)):
         pieces = [(rows, vectors) for (rows, _), (_, vectors) in zip(pairs, looked.parts, strict=True)]
     else:
         pieces = view.zip(_take_part, keyed, cut, returns=2).parts
     rows, vectors = ([piece[side] for piece in pieces] for side in (0, 1))
-    return ray.remote(_assembled).options(num_cpus=1).remote(*rows, *vectors)
+    return remote(_assembled).options(num_cpus=1).remote(*rows, *vectors)
 
 
 def sample_vectors(view: View, most: int, seed: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from datas3_ray import runtime
-from datas3_ray.runtime import gather, idle_cpus, prepare_environment, settled
+from datas3_ray.runtime import gather, idle_cpus, prepare_environment, remote, settled
 
 
 def _sleep(seconds: float) -> float:
@@ -30,9 +30,14 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
 
 
+def test_a_function_is_sent_to_the_workers_once(ray_session: None) -> None:
+    assert remote(_sleep) is remote(_sleep) is not remote(_fail)
+    assert gather(remote(_sleep).remote(seconds) for seconds in (0.0, 0.01)) == [0.0, 0.01]
+
+
 def test_settled_waits_for_all_and_a_failure_shows_when_it_is_fetched(ray_session: None) -> None:
     started = time.monotonic()
-    refs: list[Any] = [ray.remote(_sleep).remote(0.3), ray.remote(_fail).remote()]
+    refs: list[Any] = [remote(_sleep).remote(0.3), remote(_fail).remote()]
     assert settled(refs) is refs
     assert time.monotonic() - started >= 0.25
     ready, _ = ray.wait(refs, num_returns=2, timeout=0)
@@ -46,13 +51,13 @@ def test_the_cpus_of_tasks_that_are_done_are_idle(ray_session: None) -> None:
     """Ray counts them late: asked at once, it says that there is one."""
     every = int(max(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"]))
     for _ in range(5):
-        gather(ray.remote(_sleep).remote(0.01) for _ in range(4 * every))
+        gather(remote(_sleep).remote(0.01) for _ in range(4 * every))
         assert idle_cpus() == every
 
 
 def test_a_busy_cluster_is_not_waited_for(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "HEARD_SECONDS", 0.1)
-    busy = ray.remote(_sleep).remote(2.0)
+    busy = remote(_sleep).remote(2.0)
     time.sleep(0.5)
     started = time.monotonic()
     assert idle_cpus() >= 1

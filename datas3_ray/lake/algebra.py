@@ -17,7 +17,7 @@ from datas3_ray.errors import UsageError, did_you_mean
 from datas3_ray.lake.aligned import write_aligned
 from datas3_ray.lake.lake import check_name
 from datas3_ray.lake.schemas import fingerprint
-from datas3_ray.lake.splits import held_out_ids, split_versions
+from datas3_ray.lake.splits import held_out_ids, split_versions, splits_of
 from datas3_ray.lake.storage import open_dataset
 from datas3_ray.lake.view import Fragment, View, Within, aligned_part
 from datas3_ray.runtime import ensure_ray
@@ -70,7 +70,8 @@ def combine(
     """
     started = time.perf_counter()
     selections, pool = _inputs(lake, operation, names)
-    mark = _mark(lake, operation, selections, pool)
+    splits = splits_of(lake, pool.name)
+    mark = _mark(operation, selections, pool, splits)
     name = name or f"{pool.name}-{operation}-{mark[:8]}"
     check_name(name)
     if lake.exists(name):
@@ -87,7 +88,7 @@ def combine(
         if name in names:
             raise UsageError(f"selection '{name}' cannot be replaced by a combination of itself; choose another name.")
     ensure_ray()
-    view = View(pool, held_out=held_out_ids(lake, pool.name))
+    view = View(pool, held_out=held_out_ids(splits))
     mapped = view.map(_combined, operation, [selection.within(pool) for selection in selections])
 
     def lineage(tallies: list[dict[str, int]]) -> dict[str, Any]:
@@ -132,7 +133,8 @@ def is_current(lake: Lake, operation: Operation, names: Sequence[str], name: str
     if not all(lake.exists(wanted) for wanted in (name, *names)):
         return False
     selections, pool = _inputs(lake, operation, names)
-    return bool(lake.table(name).lineage().get("fingerprint") == _mark(lake, operation, selections, pool))
+    mark = _mark(operation, selections, pool, splits_of(lake, pool.name))
+    return bool(lake.table(name).lineage().get("fingerprint") == mark)
 
 
 def check(operation: str, names: Sequence[str]) -> None:
@@ -171,14 +173,14 @@ def _inputs(lake: Lake, operation: str, names: Sequence[str]) -> tuple[list[Sele
     return selections, lake.image_table(tables[0])
 
 
-def _mark(lake: Lake, operation: str, selections: list[Selection], pool: Table) -> str:
+def _mark(operation: str, selections: list[Selection], pool: Table, splits: list[Table]) -> str:
     return fingerprint(
         {
             "method": METHOD,
             "operation": operation,
             "selections": [[selection.name, selection.fingerprint] for selection in selections],
             "table": [pool.name, pool.content_version],
-            "held_out": split_versions(lake, pool.name),
+            "held_out": split_versions(splits),
         }
     )
 

@@ -17,7 +17,7 @@ from datas3_ray.lake.schemas import ID, with_kind
 from datas3_ray.lake.storage import StorageOptions, commit, dataset_uri, open_dataset, write_fragments
 from datas3_ray.lake.table import Table
 from datas3_ray.lake.view import aligned_part
-from datas3_ray.runtime import gather
+from datas3_ray.runtime import gather, remote
 
 PARTS = "parts"
 
@@ -38,11 +38,9 @@ def write_aligned(
     ``lineage`` gets the tallies of all parts (``rows``, and ``kept`` where there is a ``keep`` column) and gives what
     the table's metadata will say. The table appears whole, or not at all.
     """
-    import ray
-
     check_name(name)
     uri = dataset_uri(lake.uri, name)
-    task = ray.remote(_write).options(num_returns=2, num_cpus=1)
+    task = remote(_write).options(num_returns=2, num_cpus=1)
     pairs = [task.remote(make, uri, lake.options, part, *args) for part in parts]
     written = gather(pair[0] for pair in pairs)
     tallies = gather(pair[1] for pair in pairs)
@@ -63,9 +61,7 @@ def part_positions(lineage: dict[str, Any]) -> dict[int, list[int]]:
 
 def aligned_refs(table: Table) -> tuple[list[int], list[Any]]:
     """The source's fragment ids, and a reference to each fragment's rows of an aligned table."""
-    import ray
-
-    read = ray.remote(_read).options(num_cpus=1)
+    read = remote(_read).options(num_cpus=1)
     positions = part_positions(table.lineage())
     return list(positions), [read.remote(table.uri, table.version, mine, table.options) for mine in positions.values()]
 

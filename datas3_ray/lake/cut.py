@@ -23,7 +23,7 @@ from datas3_ray.kernels.ranking import (
     settle,
     start_search,
 )
-from datas3_ray.runtime import gather
+from datas3_ray.runtime import gather, remote
 
 FEW = 100_000
 
@@ -36,17 +36,15 @@ def find_cut(parts: list[Any], count: int) -> Cut:
     ValueError
         When there are fewer rows than ``count``, a score is NaN, or ids repeat.
     """
-    import ray
-
-    pairs: list[Any] = [ray.remote(_words).options(num_returns=2).remote(part) for part in parts]
+    pairs: list[Any] = [remote(_words).options(num_returns=2).remote(part) for part in parts]
     words = [pair[0] for pair in pairs]
     shapes = gather(pair[1] for pair in pairs)
     state = start_search(count, max((width for _, width in shapes), default=1))
     undecided = sum(rows for rows, _ in shapes)
     while state.cut is None:
         if undecided <= FEW:
-            return settle(state, gather(ray.remote(_matching).remote(part, state) for part in words))
-        counts = gather(ray.remote(_histogram).remote(part, state) for part in words)
+            return settle(state, gather(remote(_matching).remote(part, state) for part in words))
+        counts = gather(remote(_histogram).remote(part, state) for part in words)
         state = next_state(state, np.sum(counts, axis=0) if counts else np.zeros(BINS, np.int64))
         undecided = state.undecided or 0
     return state.cut

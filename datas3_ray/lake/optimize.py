@@ -19,7 +19,7 @@ from datas3_ray.errors import Datas3Error
 from datas3_ray.lake.references import referenced_versions, unfinished, unfinished_embed
 from datas3_ray.lake.storage import StorageOptions, open_dataset
 from datas3_ray.lake.table import Table
-from datas3_ray.runtime import ensure_ray, gather
+from datas3_ray.runtime import ensure_ray, gather, remote
 
 if TYPE_CHECKING:
     from datas3_ray.lake.lake import Lake
@@ -242,13 +242,12 @@ def _from_first(bins: list[Bin], config: OptimizeConfig) -> list[Bin]:
 
 def _rewrite(table: Table, work: list[Bin]) -> None:
     import lance.optimize
-    import ray
 
     lance_optimize: Any = lance.optimize
 
     ensure_ray()
     template = _template(table, work)
-    execute = ray.remote(_execute).options(num_cpus=1)
+    execute = remote(_execute).options(num_cpus=1)
     refs = []
     for made in work:
         text = json.dumps({**template, "task": {"fragments": [json.loads(piece.text) for piece in made]}})

@@ -21,7 +21,7 @@ from datas3_ray.lake.orphans import lake_filesystem
 from datas3_ray.lake.staged import Finished, commit_columns, field_ids, schema_text, with_file
 from datas3_ray.lake.storage import StorageOptions, open_dataset
 from datas3_ray.lake.table import Table
-from datas3_ray.runtime import gather
+from datas3_ray.runtime import gather, remote
 
 if TYPE_CHECKING:
     from datas3_ray.lake.lake import Lake
@@ -93,9 +93,7 @@ def _commit(
     lake: Lake, name: str, version: int, values: Any, made: Mapping[str, Mapping[str, Any]], *, add: bool
 ) -> None:
     """Write the columns' data files and commit them, again where only the fragments changed meanwhile."""
-    import ray
-
-    work = ray.remote(_add if add else _replace).options(num_cpus=1)
+    work = remote(_add if add else _replace).options(num_cpus=1)
     commit_id = uuid.uuid4().hex
     for _ in range(ATTEMPTS):
         table = lake.table(name)

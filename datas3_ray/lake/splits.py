@@ -120,14 +120,14 @@ def splits_of(lake: Lake, pool: str) -> list[Table]:
     return [table for table in tables if table.lineage().get("method") == "split" and table.lineage()["table"] == pool]
 
 
-def split_versions(lake: Lake, pool: str) -> dict[str, int]:
-    """Names of the tables split off ``pool``, and the versions in which their rows last changed."""
-    return {table.name: table.content_version for table in splits_of(lake, pool)}
+def split_versions(splits: list[Table]) -> dict[str, int]:
+    """Names of tables, and the versions in which their rows last changed."""
+    return {table.name: table.content_version for table in splits}
 
 
-def held_out_ids(lake: Lake, pool: str) -> pa.Array | None:
-    """Ids that no selection of ``pool`` may contain, or None where nothing was set aside."""
-    columns = [table.to_arrow(["id"]).column("id") for table in splits_of(lake, pool)]
+def held_out_ids(splits: list[Table]) -> pa.Array | None:
+    """Ids that no selection of the pool of these splits may contain, or None where nothing was set aside."""
+    columns = [table.to_arrow(["id"]).column("id") for table in splits]
     chunks = [chunk for column in columns for chunk in column.chunks]
     return pa.concat_arrays(chunks).unique() if chunks else None
 

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from datas3_ray.lake.schemas import matrix
 from datas3_ray.lake.storage import StorageOptions, open_dataset
 from datas3_ray.lake.table import Table
+from datas3_ray.runtime import remote
 
 BATCH_ROWS = 8192
 
@@ -210,9 +211,7 @@ class View:
         resources: dict[str, float] | None,
         returns: int,
     ) -> Mapped:
-        import ray
-
-        task = ray.remote(_run).options(num_returns=returns + 1, **(resources or {"num_cpus": 1}))
+        task = remote(_run).options(num_returns=returns + 1, **(resources or {"num_cpus": 1}))
         made: list[Any] = [
             task.remote(returns, work, fragment, *own, *args)
             for fragment, own in zip(self.fragments(), given, strict=True)

@@ -67,6 +67,7 @@ class Inputs:
     view: View
     query: Table | None
     within: Selection | None
+    splits: list[Table]
 
     def fingerprint(self) -> str:
         """Changes when the eligible rows may have changed."""
@@ -74,9 +75,21 @@ class Inputs:
             {
                 "table": [self.table.name, self.table.content_version],
                 "within": self.within.fingerprint if self.within else None,
-                "held_out": split_versions(self.lake, self.table.name),
+                "held_out": split_versions(self.splits),
             }
         )
+
+
+@dataclass
+class Prepared:
+    """The tables that a selection is made from, checked; what it is, and a fingerprint of that."""
+
+    pool: Table
+    within: Selection | None
+    query: Table | None
+    splits: list[Table]
+    identity: dict[str, Any]
+    fingerprint: str
 
 
 class Selector(BaseModel):
@@ -147,7 +160,8 @@ class Selector(BaseModel):
             For unknown tables and columns, differing dimensions, a missing query, or a name that is taken.
         """
         started = time.perf_counter()
-        pool, parent, asked, identity, mark = self._prepare(lake, table, within, query)
+        made = self._prepare(lake, table, within, query)
+        pool, parent, mark = made.pool, made.within, made.fingerprint
         name = name or f"{table}-{self.method}-{mark[:8]}"
         check_name(name)
         if lake.exists(name):
@@ -165,9 +179,9 @@ class Selector(BaseModel):
 
         ensure_ray()
         travels(type(self))
-        view = View(pool, self.vector(), parent.within(pool) if parent else None, held_out_ids(lake, table))
-        outcome = self.choose(Inputs(lake, pool, view, asked, parent))
-        return _save(lake, name, view, outcome, {**identity, "fingerprint": mark}, started)
+        view = View(pool, self.vector(), parent.within(pool) if parent else None, held_out_ids(made.splits))
+        outcome = self.choose(Inputs(lake, pool, view, made.query, parent, made.splits))
+        return _save(lake, name, view, outcome, {**made.identity, "fingerprint": mark}, started)
 
     def is_current(
         self, lake: Lake, table: str, name: str, *, within: str | Selection | None = None, query: str | None = None
@@ -176,19 +190,21 @@ class Selector(BaseModel):
         needed = [table, name, *(n for n in (within, query) if isinstance(n, str))]
         if not all(lake.exists(wanted) for wanted in needed):
             return False
-        return lake.table(name).lineage().get("fingerprint") == self._prepare(lake, table, within, query)[4]
+        return lake.table(name).lineage().get("fingerprint") == self._prepare(lake, table, within, query).fingerprint
 
-    def _prepare(
-        self, lake: Lake, table: str, within: str | Selection | None, query: str | None
-    ) -> tuple[Table, Selection | None, Table | None, dict[str, Any], str]:
-        """The tables that are read, checked; the identity of what would be made from them, and its fingerprint."""
+    def _prepare(self, lake: Lake, table: str, within: str | Selection | None, query: str | None) -> Prepared:
         pool = lake.image_table(table)
         parent = self._parent(lake, table, within)
         asked = self._query(lake, query)
         self.check(lake, pool, asked)
         identity = self._identity(pool, parent, asked)
-        inputs, contents = _inputs(lake, pool, parent, asked)
-        return pool, parent, asked, {**identity, "inputs": inputs}, fingerprint({**identity, "inputs": contents})
+        splits = splits_of(lake, pool.name)
+        read = [pool, *splits, *([asked] if asked is not None else []), *([parent.table] if parent is not None else [])]
+        # Which versions were read is told; what is the same depends on when their rows last changed.
+        contents = {table.name: table.content_version for table in read}
+        mark = fingerprint({**identity, "inputs": contents})
+        identity["inputs"] = {table.name: table.version for table in read}
+        return Prepared(pool, parent, asked, splits, identity, mark)
 
     def _parent(self, lake: Lake, table: str, within: str | Selection | None) -> Selection | None:
         if within is None:
@@ -217,16 +233,6 @@ class Selector(BaseModel):
             "parent_fingerprint": parent.fingerprint if parent else None,
             "query": query.name if query is not None else None,
         }
-
-
-def _inputs(
-    lake: Lake, pool: Table, parent: Selection | None, query: Table | None
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Every table that is read: its version, and the version in which its rows last changed."""
-    tables = [pool, *splits_of(lake, pool.name)]
-    tables += [query] if query is not None else []
-    tables += [parent.table] if parent is not None else []
-    return {table.name: table.version for table in tables}, {table.name: table.content_version for table in tables}
 
 
 def _save(lake: Lake, name: str, view: View, outcome: Outcome, identity: dict[str, Any], started: float) -> Selection:

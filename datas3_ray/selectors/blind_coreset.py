@@ -22,7 +22,7 @@ from datas3_ray.kernels.blind_coreset import (
     sketch,
 )
 from datas3_ray.kernels.subspace_search import Columns, Draws
-from datas3_ray.runtime import cluster_cpus, gather, settled
+from datas3_ray.runtime import cluster_cpus, gather, remote, settled
 from datas3_ray.selectors.base import Inputs, Outcome, Seed, Selector, Size, score_table
 from datas3_ray.selectors.column_major import BLOCK_BYTES, ColumnMajor, column_major
 
@@ -116,16 +116,14 @@ class BlindCoreset(Selector):
 
     def choose(self, inputs: Inputs) -> Outcome:
         """Lay out the columns, draw, score, and bring each row's score back to its fragment."""
-        import ray
-
         columns = self._all_columns()
         width = sum(inputs.table.require_vector(column) for column in columns)
         whole, shard = _limits(self.memory)
         laid = column_major(inputs.view, columns, width, whole, shard)
         scores, report = self._scores(laid, " + ".join(columns))
-        extremes = gather(ray.remote(_extremes).remote(score) for score in scores)
+        extremes = gather(remote(_extremes).remote(score) for score in scores)
         low, high = (min(pair[0] for pair in extremes), max(pair[1] for pair in extremes)) if extremes else (0, 0)
-        finish = ray.remote(_finish)
+        finish = remote(_finish)
         mapped = laid.identified
         mapped.parts = [
             finish.remote(part, rank, (low, high), *scores) for part, rank in zip(mapped.parts, laid.ranks, strict=True)
@@ -146,12 +144,12 @@ class BlindCoreset(Selector):
                 f"blind_coreset: draws of subspace = {self.subspace} dimensions need as many that vary, and "
                 f"{len(ranges.column)} of the {laid.width} dimensions of '{name}' do over the eligible rows."
             )
-        sketches = np.concatenate(gather(ray.remote(_sketch).remote(block) for block in laid.shards[0]))
+        sketches = np.concatenate(gather(remote(_sketch).remote(block) for block in laid.shards[0]))
         planning = ray.put((ranges, sketches))
         scores: list[Any] = [None] * shards
         for first in range(0, self.draws, PLANNED_DRAWS):
             count = min(PLANNED_DRAWS, self.draws - first)
-            draws = settled([ray.remote(_plan).remote(planning, self.seed, first, count, self.subspace)])[0]
+            draws = settled([remote(_plan).remote(planning, self.seed, first, count, self.subspace)])[0]
             if shards == 1:
                 scores[0] = _by_draws(laid.shards[0], draws, count, self.alpha, self.beta, scores[0])
             else:
@@ -178,9 +176,7 @@ def _limits(memory: float | None) -> tuple[int, int]:
 
 def _pool_ranges(laid: ColumnMajor) -> Ranges:
     """Ranges over all rows: a task takes as many whole columns of the pool as a block is large, at least one."""
-    import ray
-
-    cut, measure = ray.remote(_cut), ray.remote(_ranges)
+    cut, measure = remote(_cut), remote(_ranges)
     together = max(1, BLOCK_BYTES // (4 * laid.rows))
     found = []
     for blocks in zip(*laid.shards, strict=True):
@@ -194,11 +190,9 @@ def _pool_ranges(laid: ColumnMajor) -> Ranges:
 
 def _by_draws(blocks: list[Any], draws: Any, count: int, alpha: int, beta: float, total: Any) -> Any:
     """Scores of one matrix: the draws are shared out among tasks that all see the whole of it."""
-    import ray
-
     tasks = max(1, min(4 * cluster_cpus(), count // FEWEST_DRAWS))
     edges = [count * i // tasks for i in range(tasks + 1)]
-    score, add = ray.remote(_score).options(num_cpus=1), ray.remote(_add)
+    score, add = remote(_score).options(num_cpus=1), remote(_add)
     for start, stop in zip(edges[:-1], edges[1:], strict=True):
         part = score.remote(blocks, [draws], start, stop, alpha, beta)
         total = part if total is None else add.remote(total, part)
@@ -209,8 +203,8 @@ def _by_rows(laid: ColumnMajor, draws: Any, count: int, alpha: int, beta: float,
     """Scores of a matrix in shards: for each round of draws the shards answer with their nearest rows, twice."""
     import ray
 
-    find, decide = ray.remote(_nearest).options(num_cpus=1), ray.remote(_winners)
-    apply = ray.remote(_apply)
+    find, decide = remote(_nearest).options(num_cpus=1), remote(_winners)
+    apply = remote(_apply)
     shards = len(laid.shards)
     everything = alpha + 1
     # Rows are spread evenly, so a shard rarely holds many more of the nearest than its share.
@@ -237,9 +231,7 @@ def _around(
     laid: ColumnMajor, draws: Any, bounds: tuple[int, int], winner: Any, most: int, alpha: int, beta: float
 ) -> list[Any]:
     """Whether ``most`` rows of each shard were enough, and what is to be added to each shard's scores."""
-    import ray
-
-    around, settle = ray.remote(_rows_around).options(num_cpus=1), ray.remote(_settle)
+    around, settle = remote(_rows_around).options(num_cpus=1), remote(_settle)
     near = [around.remote(blocks, [draws], *bounds, winner, most) for blocks in laid.shards]
     return settle.options(num_returns=1 + len(near)).remote(winner, alpha, beta, laid.rows, *near)
 

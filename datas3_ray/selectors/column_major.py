@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from datas3_ray.lake.schemas import matrix
 from datas3_ray.lake.view import Fragment, Mapped, View, usable
-from datas3_ray.runtime import gather
+from datas3_ray.runtime import gather, remote
 
 BLOCK_BYTES = 256 << 20
 DEAL_BYTES = 1 << 30
@@ -84,9 +84,7 @@ def column_major(view: View, columns: tuple[str, ...], width: int, whole_bytes: 
         _deal_fragment(fragment, mine, rank, columns, spans, shards)
         for fragment, mine, rank in zip(view.fragments(), sizes, ranks, strict=True)
     ]
-    import ray
-
-    build = ray.remote(_build).options(num_cpus=1)
+    build = remote(_build).options(num_cpus=1)
     blocks: list[list[Any]] = [[] for _ in range(shards)]
     for b, (first, last) in enumerate(spans):
         for shard in range(shards):
@@ -115,26 +113,24 @@ def id_ranks(parts: list[Any], range_rows: int | None = None) -> tuple[list[Any]
     list of int
         Rows of each part.
     """
-    import ray
-
     if not parts:
         return [], []
-    sizes = gather(ray.remote(_rows).remote(part) for part in parts)
+    sizes = gather(remote(_rows).remote(part) for part in parts)
     ranges = max(1, math.ceil(sum(sizes) / (range_rows or RANGE_ROWS)))
-    samples = [ray.remote(_some_ids).remote(part, 64 * ranges) for part in parts] if ranges > 1 else []
+    samples = [remote(_some_ids).remote(part, 64 * ranges) for part in parts] if ranges > 1 else []
     drawn = sorted(name for names in gather(samples) for name in names)
     splitters = [drawn[len(drawn) * i // ranges] for i in range(1, ranges)] if drawn else []
     ranges = len(splitters) + 1
-    split = ray.remote(_split).options(num_returns=ranges + 1)
+    split = remote(_split).options(num_returns=ranges + 1)
     pieces: list[Any] = [split.remote(part, splitters) for part in parts]
     counts = np.sum(gather(piece[0] for piece in pieces), axis=0)
     starts = np.concatenate([[0], np.cumsum(counts)])
-    place = ray.remote(_place).options(num_returns=len(parts))
+    place = remote(_place).options(num_returns=len(parts))
     placed = [
         _as_list(place.remote(int(starts[number]), *(piece[number + 1] for piece in pieces)), len(parts))
         for number in range(ranges)
     ]
-    join = ray.remote(_join)
+    join = remote(_join)
     ranks = [join.remote(part, splitters, *(mine[f] for mine in placed)) for f, part in enumerate(parts)]
     return ranks, sizes
 
@@ -170,14 +166,12 @@ def _deal_fragment(
     shards: int,
 ) -> dict[tuple[int, int], Any]:
     """References to a fragment's pieces of (block, shard), a bounded number of blocks a task."""
-    import ray
-
     widest = max(last - first for first, last in spans)
     together = max(1, DEAL_BYTES // max(1, 4 * size * widest))
     pieces: dict[tuple[int, int], Any] = {}
     for first in range(0, len(spans), together):
         some = spans[first : first + together]
-        task = ray.remote(_deal).options(num_returns=len(some) * shards, num_cpus=1)
+        task = remote(_deal).options(num_returns=len(some) * shards, num_cpus=1)
         refs = _as_list(task.remote(fragment, rank, columns, some, shards), len(some) * shards)
         keys = [(first + b, shard) for b in range(len(some)) for shard in range(shards)]
         pieces.update(zip(keys, refs, strict=True))

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from datas3_ray.errors import UsageError
 from datas3_ray.lake.view import Fragment
-from datas3_ray.runtime import gather
+from datas3_ray.runtime import gather, remote
 from datas3_ray.selectors.base import Inputs, Outcome, Selector
 from datas3_ray.selectors.captions import in_language, require_text, texts
 from datas3_ray.selectors.scores import numbers, require_number
@@ -78,10 +78,8 @@ class DataCompBasic(Selector):
 
     def choose(self, inputs: Inputs) -> Outcome:
         """Each fragment applies the rules to its own rows."""
-        import ray
-
         mapped = inputs.view.map(_apply, self)
-        count = ray.remote(_count)
+        count = remote(_count)
         tallies = gather(count.remote(part) for part in mapped.parts)
         failed = {rule: sum(tally.get(rule, 0) for tally in tallies) for rule in RULES}
         return Outcome(mapped, report={"failed": {rule: n for rule, n in failed.items() if n}})

@@ -12,6 +12,7 @@ from datas3_ray.clustering import KMeansConfig, cluster
 from datas3_ray.kernels.density import dbp_counts
 from datas3_ray.kernels.kmeans import centroid_statistics
 from datas3_ray.kernels.ranking import resolve_size
+from datas3_ray.runtime import remote
 from datas3_ray.selectors.base import Inputs, Outcome, Seed, Selector, Size
 from datas3_ray.selectors.grouping import BUCKET_ROWS, Dealing, Order, answer, collect, deal, load_group
 
@@ -61,8 +62,6 @@ class DensityPruning(Selector):
 
     def choose(self, inputs: Inputs) -> Outcome:
         """Cluster, allocate, and keep each cluster's farthest rows."""
-        import ray
-
         config = KMeansConfig(clusters=self.clusters, seed=self.seed, iterations=self.iterations)
         clustering = cluster(inputs.lake, inputs.view, inputs.fingerprint(), config)
         eligible = int(clustering.sizes.sum())
@@ -73,7 +72,7 @@ class DensityPruning(Selector):
         dealing = Dealing.plan(clustering.sizes, self.bucket_rows)
         keyed = Order("hard").keyed(inputs.view, clustering.mapped.parts)
         buckets = deal(inputs.view, keyed, dealing, vectors=False)
-        farthest = ray.remote(_farthest)
+        farthest = remote(_farthest)
         answers = [farthest.remote(quota, *pieces) for pieces in buckets]
         mapped = collect(inputs.view, clustering.mapped, answers, _finish)
         report: dict[str, Any] = {

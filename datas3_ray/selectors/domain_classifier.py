@@ -14,7 +14,7 @@ from datas3_ray.kernels.importance import effective_sample_size
 from datas3_ray.kernels.logistic import Logistic, area_under_curve, fit_logistic
 from datas3_ray.kernels.similarity import normalize
 from datas3_ray.lake.view import Fragment, View
-from datas3_ray.runtime import gather
+from datas3_ray.runtime import gather, remote
 from datas3_ray.selectors.base import Inputs, Outcome, Seed, Selector, Size, score_table
 from datas3_ray.selectors.neighbour_lists import ordered_queries
 
@@ -84,7 +84,7 @@ class DomainClassifier(Selector):
         query_fold = np.argsort(np.argsort(hashes, kind="stable"), kind="stable") % folds
         pool_fold = _folds(words, self.seed, folds)
         positives, negatives = ray.put(queries), ray.put(pool)
-        train = ray.remote(_train).options(num_cpus=1)
+        train = remote(_train).options(num_cpus=1)
         models = gather(
             train.remote(positives, query_fold, negatives, pool_fold, fold if folds > 1 else -1, self.l2)
             for fold in range(folds)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from datas3_ray.kernels.dedup_rules import components, join, leaders, links
 from datas3_ray.kernels.pairwise import PriorMax, cross_max, merge_max, prior_max, prior_max_groups
 from datas3_ray.lake.view import View
-from datas3_ray.runtime import device, gather, matrix_task
+from datas3_ray.runtime import device, gather, matrix_task, remote
 from datas3_ray.selectors.grouping import Dealing, Group, answer, deal, load_group
 
 
@@ -39,12 +39,10 @@ def compare(view: View, keyed: list[Any], sizes: np.ndarray, rule: Rule, bucket_
     Under ``leader`` only kept rows count as earlier; under ``components``, ``duplicate_of`` is the first row of the
     row's component.
     """
-    import ray
-
     dealing = Dealing.plan(sizes, bucket_rows, keyed)
     buckets = deal(view, keyed, dealing, vectors=True)
     cut = {bucket for pieces in dealing.cut() for bucket in pieces}
-    whole = ray.remote(_whole).options(**matrix_task())
+    whole = remote(_whole).options(**matrix_task())
     answers = [whole.remote(rule, *pieces) for number, pieces in enumerate(buckets) if number not in cut]
     for pieces in dealing.cut():
         answers += Pieces([buckets[number] for number in pieces], rule).answers()
@@ -86,15 +84,13 @@ class Pieces:
     """
 
     def __init__(self, buckets: list[list[Any]], rule: Rule) -> None:
-        import ray
-
-        load = ray.remote(_load).options(num_returns=2, num_cpus=1)
+        load = remote(_load).options(num_returns=2, num_cpus=1)
         loaded: list[Any] = [load.remote(*pieces) for pieces in buckets]
         self.rule = rule
         self.groups = [group for group, _ in loaded]
         ids = [names for _, names in loaded]
-        self.names = ray.remote(_joined).remote(*ids)
-        lengths = gather(ray.remote(_length).remote(names) for names in ids)
+        self.names = remote(_joined).remote(*ids)
+        lengths = gather(remote(_length).remote(names) for names in ids)
         self.base = np.concatenate([[0], np.cumsum(lengths)])
 
     def answers(self) -> list[Any]:
@@ -108,10 +104,8 @@ class Pieces:
 
     def _prior(self) -> list[list[Any]]:
         """For each piece, the maxima of its rows over the earlier pieces in order, and over itself."""
-        import ray
-
-        own = ray.remote(_own).options(**matrix_task())
-        across = ray.remote(_across).options(**matrix_task())
+        own = remote(_own).options(**matrix_task())
+        across = remote(_across).options(**matrix_task())
         return [
             [
                 *(across.remote(mine, self.groups[b], self.base[b]) for b in range(a)),
@@ -122,10 +116,8 @@ class Pieces:
 
     def _leaders(self) -> list[Any]:
         """Piece by piece: once a piece's leaders are known, all later pieces are compared with them at once."""
-        import ray
-
-        lead = ray.remote(_lead).options(num_returns=2, **matrix_task())
-        against = ray.remote(_against_leaders).options(**matrix_task())
+        lead = remote(_lead).options(num_returns=2, **matrix_task())
+        against = remote(_against_leaders).options(**matrix_task())
         found: list[list[Any]] = [[] for _ in self.groups]
         answers = []
         for a, group in enumerate(self.groups):
@@ -136,23 +128,19 @@ class Pieces:
         return answers
 
     def _components(self, found: list[list[Any]]) -> list[Any]:
-        import ray
-
-        own = ray.remote(_own_links).options(**matrix_task())
-        across = ray.remote(_across_links).options(**matrix_task())
+        own = remote(_own_links).options(**matrix_task())
+        across = remote(_across_links).options(**matrix_task())
         linked = [own.remote(group, self.base[a], self.rule.largest) for a, group in enumerate(self.groups)]
         linked += [
             across.remote(self.groups[a], self.base[a], self.groups[b], self.base[b], self.rule.largest)
             for a in range(len(self.groups))
             for b in range(a)
         ]
-        first = ray.remote(_join_all).remote(int(self.base[-1]), *linked)
+        first = remote(_join_all).remote(int(self.base[-1]), *linked)
         return self._each(_merged_components, found, first)
 
     def _each(self, finish: Any, found: list[list[Any]], *args: Any) -> list[Any]:
-        import ray
-
-        task = ray.remote(finish).options(num_cpus=1)
+        task = remote(finish).options(num_cpus=1)
         return [task.remote(group, self.names, self.base[a], *args, *found[a]) for a, group in enumerate(self.groups)]
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 from datas3_ray.errors import UsageError
 from datas3_ray.lake.schemas import matrix
 from datas3_ray.lake.view import Fragment, usable
+from datas3_ray.runtime import remote
 from datas3_ray.selectors.base import Inputs, Outcome, Selector
 from datas3_ray.selectors.duplicates import Preference, first_of_each, keep_column
 from datas3_ray.selectors.exchange import exchange
@@ -63,14 +64,12 @@ class ExactDedup(Selector):
 
     def choose(self, inputs: Inputs) -> Outcome:
         """Each fragment finds its own first rows; those of one value meet, and the first of all stays."""
-        import ray
-
         keyed = inputs.view.map(_keyed, self.by, self._preference())
         rows = keyed.counts().eligible
-        split = ray.remote(_split).options(num_returns=2)
+        split = remote(_split).options(num_returns=2)
         pairs: list[Any] = [split.remote(part) for part in keyed.parts]
         answers = exchange([pair[1] for pair in pairs], rows, _first_of_all)
-        finish = ray.remote(_finish)
+        finish = remote(_finish)
         keyed.parts = [finish.remote(pair[0], answer) for pair, answer in zip(pairs, answers, strict=True)]
         return Outcome(keyed)
 

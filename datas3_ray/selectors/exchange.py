@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from datas3_ray.runtime import remote
+
 BUCKET_ROWS = 500_000
 """Rows that one task works on, about, as long as there are not too many buckets."""
 MAX_BUCKETS = 256
@@ -61,13 +63,11 @@ def exchange(
     beside : list of references to pyarrow.Table, optional
         Rows that meet the parts' rows with the same key and get no answer.
     """
-    import ray
-
     deal = Deal(key, _buckets(rows, BUCKET_ROWS))
     groups = _groups(parts, deal.buckets)
     dealt = _dealt(groups, deal)
     others = _dealt(_groups(beside, deal.buckets), deal) if beside is not None else []
-    run = ray.remote(_work).options(num_returns=len(groups), num_cpus=1)
+    run = remote(_work).options(num_returns=len(groups), num_cpus=1)
     answers = []
     for bucket in range(deal.buckets if groups else 0):
         mine = [pieces[bucket] for pieces in dealt]
@@ -76,7 +76,7 @@ def exchange(
         answers.append(_as_list(run.remote(work, given, *args, *mine, *theirs), len(groups)))
     aligned: list[Any] = []
     for number, group in enumerate(groups):
-        collect = ray.remote(_collect).options(num_returns=len(group), num_cpus=1)
+        collect = remote(_collect).options(num_returns=len(group), num_cpus=1)
         mine = [answer[number] for answer in answers]
         aligned += _as_list(collect.remote(deal, len(group), *group, *mine), len(group))
     return aligned
@@ -86,13 +86,11 @@ def reduce_buckets(
     parts: list[Any], rows: int, work: Callable[..., Any], *args: Any, key: str = "key", bucket_rows: int = BUCKET_ROWS
 ) -> list[Any]:
     """References to ``work(rows, *args)`` of every bucket, for work that answers nothing row by row."""
-    import ray
-
     if not parts:
         return []
     deal = Deal(key, _buckets(rows, bucket_rows))
     dealt = _dealt(_groups(parts, deal.buckets), deal)
-    run = ray.remote(_reduce).options(num_cpus=1)
+    run = remote(_reduce).options(num_cpus=1)
     return [run.remote(work, len(args), *args, *(pieces[bucket] for pieces in dealt)) for bucket in range(deal.buckets)]
 
 
@@ -108,9 +106,7 @@ def _groups(parts: list[Any], buckets: int) -> list[list[Any]]:
 
 
 def _dealt(groups: list[list[Any]], deal: Deal) -> list[list[Any]]:
-    import ray
-
-    task = ray.remote(_deal).options(num_returns=deal.buckets, num_cpus=1)
+    task = remote(_deal).options(num_returns=deal.buckets, num_cpus=1)
     return [_as_list(task.remote(deal, *group), deal.buckets) for group in groups]
 
 

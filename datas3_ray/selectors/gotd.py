@@ -12,7 +12,7 @@ from datas3_ray.errors import UsageError
 from datas3_ray.kernels.similarity import normalize
 from datas3_ray.kernels.sinkhorn import LEAST_EPSILON, calibrated_gradient, next_potential, shard_step
 from datas3_ray.lake.view import Fragment, View
-from datas3_ray.runtime import device, gather, matrix_task
+from datas3_ray.runtime import device, gather, matrix_task, remote
 from datas3_ray.selectors.base import Inputs, Outcome, Selector, Size, score_table
 from datas3_ray.selectors.neighbour_lists import ordered_queries
 
@@ -68,8 +68,8 @@ class GOTD(Selector):
         potential, figures = self._solve(inputs.view, shared, len(queries))
         mapped = inputs.view.map(_potentials, shared, potential, self.epsilon, resources=matrix_task())
         n = mapped.counts().eligible
-        mean = sum(gather(ray.remote(_sum).remote(part) for part in mapped.parts)) / n
-        mapped.parts = [ray.remote(_score).remote(part, mean, n) for part in mapped.parts]
+        mean = sum(gather(remote(_sum).remote(part) for part in mapped.parts)) / n
+        mapped.parts = [remote(_score).remote(part, mean, n) for part in mapped.parts]
         # The mean of both potentials is the dual value, whose maximum is the cost of transport.
         report = {"queries": len(queries), "unusable_queries": unusable, **figures, "cost": mean + potential.mean()}
         return Outcome(mapped, size=self.size, resizable=True, report=report)

@@ -17,16 +17,14 @@ from datas3_ray.kernels.group_ranking import (
     start_group_search,
 )
 from datas3_ray.kernels.ranking import rank_words
-from datas3_ray.runtime import gather
+from datas3_ray.runtime import gather, remote
 
 FEW = 100_000
 
 
 def group_sizes(parts: list[Any], groups: int) -> np.ndarray:
     """Rows of each group, int64 (groups,), over all parts; a part's column ``group`` is negative for no group."""
-    import ray
-
-    count = ray.remote(_count)
+    count = remote(_count)
     return add_up([count.remote(part, groups) for part in parts], np.zeros(groups, np.int64))
 
 
@@ -40,15 +38,15 @@ def find_group_cuts(parts: list[Any], quota: np.ndarray, sizes: np.ndarray) -> G
     """
     import ray
 
-    pairs: list[Any] = [ray.remote(_words).options(num_returns=2).remote(part) for part in parts]
+    pairs: list[Any] = [remote(_words).options(num_returns=2).remote(part) for part in parts]
     words = [pair[0] for pair in pairs]
     search = start_group_search(quota, sizes, max(gather(pair[1] for pair in pairs), default=1))
     while (cuts := search.cuts) is None:
         state = ray.put(search)
         if int(search.undecided[search.open].sum()) <= FEW:
-            return settle_groups(search, gather(ray.remote(_matching).remote(part, state) for part in words))
+            return settle_groups(search, gather(remote(_matching).remote(part, state) for part in words))
         empty = np.zeros((int(search.open.sum()), 1 << search.digit), np.int64)
-        search = next_group_search(search, add_up([ray.remote(_histogram).remote(p, state) for p in words], empty))
+        search = next_group_search(search, add_up([remote(_histogram).remote(p, state) for p in words], empty))
     return cuts
 
 

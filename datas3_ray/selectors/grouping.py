@@ -18,7 +18,7 @@ from datas3_ray.kernels.hashing import hash64, id_words, uniform
 from datas3_ray.kernels.ranking import rank_words
 from datas3_ray.kernels.similarity import normalize
 from datas3_ray.lake.view import Fragment, Mapped, View
-from datas3_ray.runtime import gather, settled
+from datas3_ray.runtime import gather, remote, settled
 from datas3_ray.selectors.duplicates import Preference
 
 BUCKET_ROWS = 100_000
@@ -156,9 +156,7 @@ def lexicographic(words: np.ndarray) -> np.ndarray:
 
 def deal(view: View, keyed: list[Any], dealing: Dealing, *, vectors: bool) -> list[list[Any]]:
     """References to the dealt rows: one list a bucket, one reference a fragment."""
-    import ray
-
-    task = ray.remote(_deal).options(num_returns=dealing.buckets, num_cpus=1)
+    task = remote(_deal).options(num_returns=dealing.buckets, num_cpus=1)
     dealt: list[Any] = [
         task.remote(fragment if vectors else None, part, fragment.position, dealing)
         for fragment, part in zip(view.fragments(), keyed, strict=True)
@@ -170,9 +168,7 @@ def deal(view: View, keyed: list[Any], dealing: Dealing, *, vectors: bool) -> li
 
 def collect(view: View, assigned: Mapped, answers: list[Any], finish: Callable[..., pa.Table], *args: Any) -> Mapped:
     """Each fragment's answers in its own row order: ``finish(part, answers, *args)`` makes the aligned part."""
-    import ray
-
-    task = ray.remote(_collect).options(num_cpus=1)
+    task = remote(_collect).options(num_cpus=1)
     answers = settled(answers)
     parts = [task.remote(finish, part, position, args, answers) for position, part in enumerate(assigned.parts)]
     return Mapped(parts, assigned._counts)
@@ -225,10 +221,8 @@ def _places(part: pa.Table) -> np.ndarray:
 
 def _edges(keyed: list[Any], big: dict[int, int], sizes: np.ndarray) -> dict[int, np.ndarray]:
     """Where each big cluster is cut into about equal pieces, by a sample of its rows; any cut gives the same answer."""
-    import ray
-
     rates = {cluster: min(1.0, SAMPLED * pieces / float(sizes[cluster])) for cluster, pieces in big.items()}
-    sample = ray.remote(_sample)
+    sample = remote(_sample)
     sampled = gather(sample.remote(part, rates) for part in keyed)
     edges = {}
     for cluster, pieces in big.items():

@@ -14,7 +14,7 @@ from datas3_ray.kernels.hamming import MAX_RADIUS, band_values, leaders, linked,
 from datas3_ray.kernels.phash import hamming
 from datas3_ray.kernels.ranking import rank_words
 from datas3_ray.lake.view import Fragment
-from datas3_ray.runtime import gather
+from datas3_ray.runtime import gather, remote
 from datas3_ray.selectors.base import Inputs, Outcome, Selector
 from datas3_ray.selectors.duplicates import Preference, first_of_each, keep_column
 from datas3_ray.selectors.exchange import exchange, reduce_buckets
@@ -84,15 +84,15 @@ class HashDedup(Selector):
 
         hashed = inputs.view.map(_hashed, self.hash, self._preference())
         rows = hashed.counts().eligible
-        split = ray.remote(_split).options(num_returns=3)
+        split = remote(_split).options(num_returns=3)
         triples: list[Any] = [split.remote(part, self.flat == "keep") for part in hashed.parts]
         distinct = [triple[1] for triple in triples]
         flat = sum(gather(triple[2] for triple in triples))
         nodes, label = _links(distinct, rows, self.radius)
         links = ray.put((nodes, label))
-        labelled = [ray.remote(_labelled).remote(part, links) for part in distinct]
+        labelled = [remote(_labelled).remote(part, links) for part in distinct]
         answers = exchange(labelled, rows, _decide, self.rule, self.radius, key="label")
-        finish = ray.remote(_finish)
+        finish = remote(_finish)
         hashed.parts = [finish.remote(triple[0], answer) for triple, answer in zip(triples, answers, strict=True)]
         report = {
             "hashes_with_a_near_one": len(nodes),
@@ -107,12 +107,10 @@ class HashDedup(Selector):
 
 def _links(distinct: list[Any], rows: int, radius: int) -> tuple[np.ndarray, np.ndarray]:
     """Hashes that have another one within the radius, ascending, and the smallest hash of each one's component."""
-    import ray
-
     nodes = label = np.empty(0, np.uint64)
     if radius == 0:
         return nodes, label
-    banded = [ray.remote(_banded).remote(part, radius) for part in distinct]
+    banded = [remote(_banded).remote(part, radius) for part in distinct]
     found = reduce_buckets(banded, rows * (radius + 1), _link, radius, key="band", bucket_rows=LINK_ROWS)
     for ref in found:
         left, right = gather([ref])[0]

@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 
 from datas3_ray.lake.schemas import fingerprint
 from datas3_ray.lake.view import Fragment, Mapped
-from datas3_ray.selectors.base import Inputs, Outcome, Selector, Size, score_table
+from datas3_ray.runtime import remote
+from datas3_ray.selectors.base import Inputs, Outcome, Prepared, Selector, Size, score_table
 from datas3_ray.selectors.score_files import check_columns, read_scores, score_files
 from datas3_ray.selectors.score_join import join_scores
 from datas3_ray.selectors.scores import joined, require_number, scored
@@ -77,32 +78,29 @@ class ImportScore(Selector):
 
     def choose(self, inputs: Inputs) -> Outcome:
         """Score = the value, turned round where lower is better."""
-        import ray
-
         report: dict[str, Any] = {}
         if self.file is None:
             mapped = inputs.view.map(_from_table, self.score_column)
         else:
             mapped, report = self._from_file(inputs)
-        finish = ray.remote(_finish)
+        finish = remote(_finish)
         mapped.parts = [finish.remote(part, self.higher_is_better, self.threshold) for part in mapped.parts]
         return Outcome(mapped, size=self.size, resizable=True, report=report)
 
     def _from_file(self, inputs: Inputs) -> tuple[Mapped, dict[str, Any]]:
-        import ray
-
         files = score_files(str(self.file))
-        read = ray.remote(_read).options(num_returns="streaming", num_cpus=1)
+        read = remote(_read).options(num_returns="streaming", num_cpus=1)
         streams: list[Any] = [read.remote(file.uri, self.id_column, self.score_column) for file in files]
         pieces = [piece for stream in streams for piece in stream]
         mapped, rows = join_scores(inputs, pieces, f"import_score: '{self.file}'")
         return mapped, {"files": len(files), "file_rows": rows, "matched": mapped.counts().eligible}
 
-    def _prepare(self, lake: Lake, table: str, within: Any, query: str | None) -> Any:
-        pool, parent, asked, identity, mark = super()._prepare(lake, table, within, query)
+    def _prepare(self, lake: Lake, table: str, within: Any, query: str | None) -> Prepared:
+        prepared = super()._prepare(lake, table, within, query)
         if self.file is not None:
-            mark = fingerprint({"mark": mark, "files": [[f.uri, f.fingerprint] for f in score_files(self.file)]})
-        return pool, parent, asked, identity, mark
+            files = [[f.uri, f.fingerprint] for f in score_files(self.file)]
+            prepared.fingerprint = fingerprint({"mark": prepared.fingerprint, "files": files})
+        return prepared
 
 
 def _from_table(fragment: Fragment, column: str) -> pa.Table:

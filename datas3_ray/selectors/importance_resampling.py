@@ -13,7 +13,7 @@ from datas3_ray.cells import Cells, nested_cells
 from datas3_ray.clustering import KMeansConfig
 from datas3_ray.kernels.hashing import gumbel, hash64, id_words
 from datas3_ray.kernels.importance import effective_sample_size, kl_reduction, nested_log_weights
-from datas3_ray.runtime import gather, matrix_task
+from datas3_ray.runtime import gather, matrix_task, remote
 from datas3_ray.selectors.base import Inputs, Outcome, Seed, Selector, Size
 from datas3_ray.selectors.ngram_weights import NgramFeatures, ngram_scores, require_text
 from datas3_ray.selectors.query import query_vectors
@@ -110,18 +110,16 @@ class ImportanceResampling(Selector):
 
     def _by_clusters(self, inputs: Inputs) -> Outcome:
         """Count pool and query in the pool's cells, weigh the cells, and score the rows."""
-        import ray
-
         assert inputs.query is not None
         queries, unusable = query_vectors(inputs.query, self.column)
         clusters = self.clusters or max(1, round(math.sqrt(inputs.table.count_rows()) / 4))
         config = KMeansConfig(clusters=clusters, seed=self.seed, iterations=self.iterations)
         nested = nested_cells(inputs.lake, inputs.view, inputs.fingerprint(), config, self.children)
         cells, pool = nested.cells, nested.sizes
-        locate = ray.remote(_locate).options(**matrix_task())
+        locate = remote(_locate).options(**matrix_task())
         asked = np.bincount(gather([locate.remote(queries, cells)])[0], minlength=len(pool))
         log_weight = _cell_weights(cells, pool, asked, self.pseudo_count)
-        score = ray.remote(_score)
+        score = remote(_score)
         mapped = nested.mapped
         mapped.parts = [score.remote(part, log_weight, self.seed) for part in mapped.parts]
         report = {

@@ -17,7 +17,7 @@ from datas3_ray.kernels.k_center import TAKEN, Float32, Int64, Rows, farthest, l
 from datas3_ray.kernels.ranking import resolve_size
 from datas3_ray.kernels.similarity import normalize
 from datas3_ray.lake.view import Counts, Fragment, Mapped, View
-from datas3_ray.runtime import device, gather, matrix_task
+from datas3_ray.runtime import device, gather, matrix_task, remote
 from datas3_ray.selectors.base import Inputs, Outcome, Seed, Selector, Size, score_table
 from datas3_ray.selectors.grouping import lexicographic
 
@@ -182,9 +182,7 @@ class _Traversal:
 
     def openings(self, seed: int, start: str | None) -> list[Any]:
         """Each fragment's offer for the first row: (hash, id, row), or None."""
-        import ray
-
-        opening = ray.remote(_opening)
+        opening = remote(_opening)
         return gather(opening.remote(held, seed, start) for held in self.loaded.parts)
 
     def advance(self, centres: _Picked, ask: int) -> list[_Picked]:
@@ -193,7 +191,7 @@ class _Traversal:
 
         told = ray.put(centres)
         count = max(_LEAST_EACH, -(-ask // len(self.states)))
-        task = ray.remote(_advance).options(num_returns=2, **matrix_task())
+        task = remote(_advance).options(num_returns=2, **matrix_task())
         pairs: list[Any] = [
             task.remote(held, state, told, count) for held, state in zip(self.loaded.parts, self.states, strict=True)
         ]
@@ -202,11 +200,9 @@ class _Traversal:
 
     def parts(self) -> list[Any]:
         """References to one part a fragment."""
-        import ray
-
-        largest = ray.remote(_largest)
+        largest = remote(_largest)
         opening = 2 * max(gather(largest.remote(state, self.metric) for state in self.states), default=0.0) or 1.0
-        part = ray.remote(_part)
+        part = remote(_part)
         return [part.remote(held, state, opening) for held, state in zip(self.loaded.parts, self.states, strict=True)]
 
 

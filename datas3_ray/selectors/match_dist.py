@@ -13,6 +13,7 @@ from datas3_ray.kernels.hashing import hash64, id_words, uniform
 from datas3_ray.kernels.ranking import resolve_size
 from datas3_ray.kernels.strata import match_counts, total_variation
 from datas3_ray.lake.view import Fragment
+from datas3_ray.runtime import remote
 from datas3_ray.selectors.base import Inputs, Outcome, Seed, Selector, Size
 from datas3_ray.selectors.group_cut import find_group_cuts, group_keep, group_sizes
 from datas3_ray.selectors.labels import absent, classed, query_labels, require_labels
@@ -90,7 +91,7 @@ class MatchDist(Selector):
             "missing_rows": max(0, asked - int(shares.copies.sum())),
             "total_variation": None if math.isnan(distance) else round(distance, 6),
         }
-        finish = ray.remote(_finish)
+        finish = remote(_finish)
         mapped.parts = [finish.remote(part, cuts, extra, often) for part in mapped.parts]
         return Outcome(mapped, asked=asked, report=report)
 

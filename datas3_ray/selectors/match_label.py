@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from datas3_ray.runtime import remote
 from datas3_ray.selectors.base import Inputs, Outcome, Selector
 from datas3_ray.selectors.group_cut import group_sizes
 from datas3_ray.selectors.labels import absent, classed, query_labels, require_labels
@@ -53,7 +54,7 @@ class MatchLabel(Selector):
         mapped = inputs.view.map(classed, self.label, ray.put(pa.array(classes, pa.string())))
         sizes = group_sizes(mapped.parts, len(classes))
         report = {"classes": len(classes), "unlabelled_queries": unlabelled, **absent(classes, sizes)}
-        match = ray.remote(_match)
+        match = remote(_match)
         mapped.parts = [match.remote(part) for part in mapped.parts]
         return Outcome(mapped, report=report)
 

@@ -24,7 +24,7 @@ from datas3_ray.kernels.ranking import Cut, rank_words, resolve_size
 from datas3_ray.lake.cut import find_cut
 from datas3_ray.lake.schemas import matrix
 from datas3_ray.lake.view import Fragment, Mapped
-from datas3_ray.runtime import cluster_cpus, gather
+from datas3_ray.runtime import cluster_cpus, gather, remote
 from datas3_ray.selectors.base import Inputs, Outcome, Seed, Selector, Size
 from datas3_ray.selectors.group_cut import group_sizes
 from datas3_ray.selectors.labels import class_numbers, labelled, require_labels
@@ -100,10 +100,10 @@ class Moderate(Selector):
         prototypes = ray.put(_medians(inputs, grouped.parts, groups, self.label))
         measured = inputs.view.zip(_measured, grouped.parts, prototypes, self.label).parts
         # One number a row on the driver; a distance is a float32.
-        distances = gather(ray.remote(_distances).remote(part) for part in measured)
+        distances = gather(remote(_distances).remote(part) for part in measured)
         median = float(np.median(np.concatenate(distances).astype(np.float64)))
         asked = resolve_size(self.size, counts.eligible)
-        finish = ray.remote(_finish)
+        finish = remote(_finish)
         report |= {"groups": groups, "median_distance": median}
         if self.around == "distance":
             grouped.parts = [finish.remote(part, median, self.clusters is not None) for part in measured]
@@ -119,13 +119,13 @@ class Moderate(Selector):
         if self.clusters is not None:
             config = KMeansConfig(clusters=self.clusters, seed=self.seed, iterations=self.iterations)
             clustering = cluster(inputs.lake, inputs.view, inputs.fingerprint(), config)
-            clustering.mapped.parts = [ray.remote(_as_group).remote(part) for part in clustering.mapped.parts]
+            clustering.mapped.parts = [remote(_as_group).remote(part) for part in clustering.mapped.parts]
             return clustering.mapped, len(clustering.sizes), {"clusters": clustering.name}
         found = inputs.view.map(_labels, self.label)
-        seen = gather(ray.remote(_names).remote(part) for part in found.parts)
+        seen = gather(remote(_names).remote(part) for part in found.parts)
         names = sorted(set().union(*seen))
         classes = ray.put(pa.array(names, pa.string()))
-        found.parts = [ray.remote(_numbered).remote(part, classes) for part in found.parts]
+        found.parts = [remote(_numbered).remote(part, classes) for part in found.parts]
         return found, len(names), {}
 
 
@@ -174,9 +174,7 @@ def _medians(inputs: Inputs, parts: list[Any], groups: int, label: str | None) -
 
 def _pass(inputs: Inputs, parts: list[Any], label: str | None, work: Any, search: Any) -> Iterator[Any]:
     """Every fragment's answer, a few fragments at a time: the answers are large, and are added up as they come."""
-    import ray
-
-    task = ray.remote(work).options(num_cpus=1)
+    task = remote(work).options(num_cpus=1)
     pairs = list(zip(inputs.view.fragments(), parts, strict=True))
     wave = 2 * cluster_cpus()
     for start in range(0, len(pairs), wave):
@@ -214,9 +212,7 @@ def _distances(part: pa.Table) -> np.ndarray:
 
 def _middle(parts: list[Any], rows: int, total: int) -> tuple[Cut, Cut]:
     """The cuts before and after the middle ``total`` of the rows, nearest first."""
-    import ray
-
-    ranked = [ray.remote(_nearest_first).remote(part) for part in parts]
+    ranked = [remote(_nearest_first).remote(part) for part in parts]
     below = (rows - total) // 2
     return find_cut(ranked, below), find_cut(ranked, below + total)
 

@@ -13,7 +13,7 @@ from datas3_ray.kernels._tiles import SCALE
 from datas3_ray.kernels.kmeans import spherical_kmeans
 from datas3_ray.kernels.similarity import nearest, top_order_statistic
 from datas3_ray.lake.view import Fragment
-from datas3_ray.runtime import device, gather, matrix_task
+from datas3_ray.runtime import device, gather, matrix_task, remote
 from datas3_ray.selectors.base import Inputs, Outcome, Seed, Selector, Size, score_table
 from datas3_ray.selectors.neighbour_lists import ordered_queries
 
@@ -83,7 +83,7 @@ class NearNeighbors(Selector):
         _, queries, unusable = ordered_queries(inputs.query, self.column)
         config = KMeansConfig(clusters=self.clusters, seed=self.seed, iterations=self.iterations)
         clustering = cluster(inputs.lake, inputs.view, inputs.fingerprint(), config)
-        place = ray.remote(_place_query).options(**matrix_task())
+        place = remote(_place_query).options(**matrix_task())
         hits, similarity = gather([place.remote(queries, clustering.centroids, clustering.sizes, self._parts())])[0]
         report: dict[str, Any] = {
             "clusters": clustering.name,
@@ -120,9 +120,7 @@ def _place_query(
 
 
 def _keep_hit(clustering: Clustering, hits: np.ndarray) -> Mapped:
-    import ray
-
-    keep = ray.remote(_keep)
+    keep = remote(_keep)
     clustering.mapped.parts = [keep.remote(part, hits) for part in clustering.mapped.parts]
     return clustering.mapped
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from datas3_ray.clustering import KMeansConfig, cluster
 from datas3_ray.kernels.similarity import nearest
 from datas3_ray.lake.view import Mapped
-from datas3_ray.runtime import device, gather, matrix_task
+from datas3_ray.runtime import device, gather, matrix_task, remote
 from datas3_ray.selectors.base import Inputs, Outcome, Seed, Selector
 from datas3_ray.selectors.query import query_vectors
 
@@ -54,16 +54,14 @@ class NearestCluster(Selector):
 
     def choose(self, inputs: Inputs) -> Outcome:
         """Cluster the pool, see where the queries fall, keep those clusters."""
-        import ray
-
         assert inputs.query is not None
         queries, unusable = query_vectors(inputs.query, self.column)
         clusters = self.clusters or max(1, round(inputs.table.count_rows() / 1000))
         config = KMeansConfig(clusters=clusters, seed=self.seed, iterations=self.iterations)
         clustering = cluster(inputs.lake, inputs.view, inputs.fingerprint(), config)
-        place = ray.remote(_hits).options(**matrix_task())
+        place = remote(_hits).options(**matrix_task())
         hits = gather([place.remote(queries, clustering.centroids)])[0]
-        finish = ray.remote(_finish)
+        finish = remote(_finish)
         parts: list[Any] = [finish.remote(part, hits) for part in clustering.mapped.parts]
         report = {
             "clusters": clustering.name,

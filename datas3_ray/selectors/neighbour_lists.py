@@ -18,7 +18,7 @@ from datas3_ray.kernels.neighbours import LOWEST, Collector, Lists, merge_lists,
 from datas3_ray.kernels.similarity import normalize
 from datas3_ray.lake.schemas import matrix
 from datas3_ray.lake.view import Fragment, Mapped, View
-from datas3_ray.runtime import device, gather, matrix_task
+from datas3_ray.runtime import device, gather, matrix_task, remote
 from datas3_ray.selectors.grouping import lexicographic
 
 if TYPE_CHECKING:
@@ -114,9 +114,7 @@ class NeighbourSearch:
         return self._merge([lists for lists, _ in mapped.parts], limit)
 
     def _merge(self, lists: list[Any], limit: int) -> Lists:
-        import ray
-
-        merge = ray.remote(_merge)
+        merge = remote(_merge)
         while len(lists) > 1:
             lists = [merge.remote(limit, *lists[i : i + _FAN_IN]) for i in range(0, len(lists), _FAN_IN)]
         return gather(lists)[0]

@@ -12,7 +12,7 @@ from datas3_ray.errors import UsageError
 from datas3_ray.kernels.hashing import gumbel, hash64, id_words
 from datas3_ray.kernels.ngrams import NgramHasher, bucket_log_ratio
 from datas3_ray.lake.view import Fragment, Mapped, View
-from datas3_ray.runtime import gather
+from datas3_ray.runtime import gather, remote
 from datas3_ray.selectors.base import score_table
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def ngram_scores(view: View, query: Table, features: NgramFeatures, seed: int) -
         raise UsageError(f"table '{view.table.name}' has no eligible row with a word in column '{features.column}'.")
     ratio = bucket_log_ratio(asked, pool, features.smoothing)
     mapped = view.map(_score, features, ray.put(ratio), seed)
-    moments = gather(ray.remote(_moments).remote(part) for part in mapped.parts)
+    moments = gather(remote(_moments).remote(part) for part in mapped.parts)
     return mapped, {
         "queries": query.count_rows(),
         "query_ngrams": int(asked.sum()),

@@ -13,6 +13,7 @@ from datas3_ray.kernels.neighbours import Lists
 from datas3_ray.kernels.ranking import resolve_size
 from datas3_ray.kernels.round_robin import RoundRobin
 from datas3_ray.lake.view import Mapped
+from datas3_ray.runtime import remote
 from datas3_ray.selectors.base import Inputs, Outcome, Selector, Size, score_table
 from datas3_ray.selectors.neighbour_lists import NeighbourSearch, ordered_queries, sample_floor
 
@@ -144,7 +145,7 @@ def _parts(search: NeighbourSearch, turns: RoundRobin, names: list[str]) -> Mapp
     picks, keys = turns.picks(), turns.keys()
     order = np.argsort(picks)
     bounds = np.searchsorted(picks[order], search.starts)
-    finish, shared = ray.remote(_finish), ray.put(names)
+    finish, shared = remote(_finish), ray.put(names)
     parts = []
     for position, ids in enumerate(search.rows.parts):
         mine = order[bounds[position] : bounds[position + 1]]

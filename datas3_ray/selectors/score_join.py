@@ -14,7 +14,7 @@ from datas3_ray.lake.aligned import aligned_refs
 from datas3_ray.lake.selection import Selection
 from datas3_ray.lake.storage import open_dataset
 from datas3_ray.lake.view import Counts, Fragment, Mapped, Within, aligned_part
-from datas3_ray.runtime import gather
+from datas3_ray.runtime import gather, remote
 from datas3_ray.selectors.base import Inputs
 from datas3_ray.selectors.exchange import exchange
 from datas3_ray.selectors.scores import joined, numbers
@@ -46,10 +46,10 @@ def join_scores(
 
     ids = inputs.view.map(_keyed_ids)
     counts = ids.counts()
-    pairs: list[Any] = [ray.remote(_keyed_scores).options(num_returns=2).remote(table, column) for table in tables]
+    pairs: list[Any] = [remote(_keyed_scores).options(num_returns=2).remote(table, column) for table in tables]
     rows = sum(gather(pair[1] for pair in pairs))
     answers = exchange(ids.parts, counts.eligible + rows, _look_up, what, beside=[pair[0] for pair in pairs])
-    finish = ray.remote(_with_value).options(num_returns=2)
+    finish = remote(_with_value).options(num_returns=2)
     done: list[Any] = [finish.remote(part, answer, finite) for part, answer in zip(ids.parts, answers, strict=True)]
     missing = sum(gather(pair[1] for pair in done))
     return Mapped([pair[0] for pair in done], [ray.put(counts + Counts(invalid=missing))]), rows

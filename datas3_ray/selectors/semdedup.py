@@ -14,7 +14,7 @@ from datas3_ray.kernels.pairwise import largest_kept
 from datas3_ray.kernels.ranking import resolve_size
 from datas3_ray.lake.aligned import aligned_refs
 from datas3_ray.lake.view import Mapped
-from datas3_ray.runtime import ensure_ray, gather
+from datas3_ray.runtime import ensure_ray, gather, remote
 from datas3_ray.selectors.base import Inputs, Outcome, Seed, Selector, Size
 from datas3_ray.selectors.earlier import Rule, compare
 from datas3_ray.selectors.grouping import BUCKET_ROWS, Order, bucket_rows_for, collect
@@ -172,9 +172,7 @@ class SemDeDup(Selector):
         eligible = selection.lineage()["counts"]["eligible"]
         wanted = resolve_size(size, eligible)
         ensure_ray()
-        import ray
-
-        tally = ray.remote(_tally)
+        tally = remote(_tally)
         pairs = gather(tally.remote(part) for part in aligned_refs(selection.table)[1])
         largest, count = (np.concatenate([pair[side] for pair in pairs]) for side in (0, 1))
         order = np.argsort(largest, kind="stable")

@@ -18,7 +18,7 @@ from datas3_ray.kernels.similarity import normalize
 from datas3_ray.lake import Lake, Selection, Table
 from datas3_ray.lake.storage import open_dataset
 from datas3_ray.lake.view import Counts, Fragment, Mapped, View, Within, aligned_part
-from datas3_ray.runtime import cluster_cpus, device, gather, matrix_task
+from datas3_ray.runtime import cluster_cpus, device, gather, matrix_task, remote
 from datas3_ray.selectors.base import Inputs, Outcome
 from datas3_ray.selectors.grouping import Group, Order, answer, load_group, with_key
 from datas3_ray.selectors.semdedup import SemDeDup, finish
@@ -94,15 +94,15 @@ class Update(SemDeDup):
         kept = view.of_fragments([fragment for fragment in view.fragment_ids if fragment in known])
         centroids = ray.put(centroids_of(inputs.lake, str(self.centroids)))
         assigned = added.map(_assigned, centroids, order, resources=matrix_task(), returns=2)
-        new_rows = ray.remote(_new_rows).options(num_returns=2)
+        new_rows = remote(_new_rows).options(num_returns=2)
         new, count = new_rows.remote(centroids, *(rows for _, rows in assigned.parts))
-        among = ray.remote(_among_new).options(**matrix_task()).remote(new)
+        among = remote(_among_new).options(**matrix_task()).remote(new)
         compared = _compared(kept, old, new, order, eps)
         ties = gather(tied for _, _, tied in compared.parts)
         if any(tied is None for tied in ties):
             return None
-        answers = ray.remote(_settle_new).remote(new, among, *(theirs for _, theirs, _ in compared.parts))
-        finish = ray.remote(_finish_new)
+        answers = remote(_settle_new).remote(new, among, *(theirs for _, theirs, _ in compared.parts))
+        finish = remote(_finish_new)
         parts = _settle_ties(kept, [part for part, _, _ in compared.parts], ties, new, order)
         parts += [finish.remote(part, position, answers, eps) for position, (part, _) in enumerate(assigned.parts)]
         counts = compared._counts + assigned._counts
@@ -155,12 +155,10 @@ def _compared(view: View, old: Within, new: Any, order: Order, eps: float | None
 
     What the first few find rules most pairs of the others out: only the best earlier row of all counts for a new row.
     """
-    import ray
-
     first = max(cluster_cpus(), len(view.fragment_ids) // 16)
     halves = [view.of_fragments(view.fragment_ids[:first]), view.of_fragments(view.fragment_ids[first:])]
     some = halves[0].map(_against, old, new, None, order, eps, returns=3)
-    least = ray.remote(_least).remote(new, *(theirs for _, theirs, _ in some.parts))
+    least = remote(_least).remote(new, *(theirs for _, theirs, _ in some.parts))
     others = halves[1].map(_against, old, new, least, order, eps, returns=3)
     return Mapped(some.parts + others.parts, some._counts + others._counts)
 
@@ -252,13 +250,11 @@ def _settle_new(new: Group, *found: pa.Table) -> pa.Table:
 
 def _settle_ties(kept: View, parts: list[Any], ties: list[pa.Table], new: Any, order: Order) -> list[Any]:
     """The parts, with the earlier of two rows named where both are exactly as similar."""
-    import ray
-
     ids = pa.chunked_array([pa.array([], pa.string()), *(tied.column("id").combine_chunks() for tied in ties)]).unique()
     if len(ids) == 0:
         return parts
     keys = pa.concat_tables(kept.zip(_look_up, parts, ids, order).results())
-    rename = ray.remote(_rename)
+    rename = remote(_rename)
     return [
         rename.remote(part, tied, new, keys) if tied.num_rows else part for part, tied in zip(parts, ties, strict=True)
     ]

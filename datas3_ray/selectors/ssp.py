@@ -12,6 +12,7 @@ from datas3_ray.clustering import KMeansConfig, cluster
 from datas3_ray.kernels.group_ranking import GroupCuts
 from datas3_ray.kernels.ranking import resolve_size
 from datas3_ray.kernels.strata import floor_counts
+from datas3_ray.runtime import remote
 from datas3_ray.selectors.base import Inputs, Outcome, Seed, Selector, Size
 from datas3_ray.selectors.group_cut import find_group_cuts, group_keep
 
@@ -78,11 +79,9 @@ class SSP(Selector):
 
 def with_floors(parts: list[Any], sizes: np.ndarray, floors: np.ndarray) -> list[Any]:
     """Parts with ``id``, ``cluster`` and ``similarity`` as parts that a size cuts: floors first, then distance."""
-    import ray
-
-    ranked = [ray.remote(_ranked).remote(part) for part in parts]
+    ranked = [remote(_ranked).remote(part) for part in parts]
     cuts = find_group_cuts(ranked, floors, sizes)
-    return [ray.remote(_finish).remote(part, cuts) for part in ranked]
+    return [remote(_finish).remote(part, cuts) for part in ranked]
 
 
 def _ranked(part: pa.Table) -> pa.Table:

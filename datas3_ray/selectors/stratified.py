@@ -17,8 +17,8 @@ from datas3_ray.kernels.strata import equal_width_bins, stratum_counts
 from datas3_ray.lake.cut import find_cut
 from datas3_ray.lake.schemas import fingerprint
 from datas3_ray.lake.view import Counts, Fragment, Mapped
-from datas3_ray.runtime import gather
-from datas3_ray.selectors.base import Inputs, Outcome, Seed, Selector, Size
+from datas3_ray.runtime import gather, remote
+from datas3_ray.selectors.base import Inputs, Outcome, Prepared, Seed, Selector, Size
 from datas3_ray.selectors.group_cut import find_group_cuts, group_keep, group_sizes
 from datas3_ray.selectors.score_join import selection_scores
 from datas3_ray.selectors.scores import joined, require_number, scored
@@ -107,12 +107,12 @@ class Stratified(Selector):
         total = min(asked, counts.eligible)
         dropped, easy = self._without_hardest(mapped.parts, counts, total)
         low, high = _span(mapped.parts, easy, self.hardest)
-        place = ray.remote(_placed)
+        place = remote(_placed)
         parts = [place.remote(part, easy, self.hardest, low, high, self.bins, self.seed) for part in mapped.parts]
         sizes = group_sizes(parts, self.bins)
         budget = stratum_counts(sizes, total)
         cuts = find_group_cuts(parts, budget, sizes)
-        finish = ray.remote(_finish)
+        finish = remote(_finish)
         mapped.parts = [finish.remote(part, cuts) for part in parts]
         report = {
             "dropped_hardest": dropped,
@@ -126,25 +126,23 @@ class Stratified(Selector):
 
     def _without_hardest(self, parts: list[Any], counts: Counts, total: int) -> tuple[int, Cut | None]:
         """How many rows beta drops, and the cut that keeps the others; None where nothing is dropped."""
-        import ray
-
         share = (Decimal(repr(self.beta)) * counts.eligible).quantize(Decimal(1), ROUND_HALF_UP)
         dropped = min(int(share), counts.eligible - total)
         if not dropped:
             return 0, None
-        rank = ray.remote(_easiest_first)
+        rank = remote(_easiest_first)
         return dropped, find_cut([rank.remote(part, self.hardest) for part in parts], counts.eligible - dropped)
 
     def _scores(self, lake: Lake) -> Selection:
         return lake.selection(str(self.selection))
 
-    def _prepare(self, lake: Lake, table: str, within: Any, query: str | None) -> Any:
-        pool, parent, asked, identity, mark = super()._prepare(lake, table, within, query)
+    def _prepare(self, lake: Lake, table: str, within: Any, query: str | None) -> Prepared:
+        prepared = super()._prepare(lake, table, within, query)
         if self.selection is not None:
             scores = self._scores(lake)
-            identity["inputs"][scores.name] = scores.table.version
-            mark = fingerprint({"mark": mark, "scores": scores.fingerprint})
-        return pool, parent, asked, identity, mark
+            prepared.identity["inputs"][scores.name] = scores.table.version
+            prepared.fingerprint = fingerprint({"mark": prepared.fingerprint, "scores": scores.fingerprint})
+        return prepared
 
 
 def _column_scores(fragment: Fragment, column: str) -> pa.Table:
@@ -170,9 +168,7 @@ def _left(part: pa.Table, easy: Cut | None, hardest: str) -> np.ndarray:
 
 def _span(parts: list[Any], easy: Cut | None, hardest: str) -> tuple[float, float]:
     """The lowest and the highest score that beta leaves; (0, 0) where there is no row."""
-    import ray
-
-    ends = gather(ray.remote(_ends).remote(part, easy, hardest) for part in parts)
+    ends = gather(remote(_ends).remote(part, easy, hardest) for part in parts)
     low, high = min((low for low, _ in ends), default=np.inf), max((high for _, high in ends), default=-np.inf)
     return (low, high) if low <= high else (0.0, 0.0)
 

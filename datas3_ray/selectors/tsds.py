@@ -18,7 +18,7 @@ from datas3_ray.kernels.ranking import resolve_size
 from datas3_ray.kernels.tsds import Spread, spread_mass
 from datas3_ray.lake.cut import apply_cut, find_cut
 from datas3_ray.lake.view import Fragment, Mapped
-from datas3_ray.runtime import device, matrix_task, settled
+from datas3_ray.runtime import device, matrix_task, remote, settled
 from datas3_ray.sampling import sample_vectors
 from datas3_ray.selectors.base import Inputs, Outcome, Seed, Selector, Size, score_table
 from datas3_ray.selectors.neighbour_lists import NeighbourSearch, ordered_queries, sample_floor
@@ -111,10 +111,8 @@ class TSDS(Selector):
         }
         if self.beyond == "random":
             return Outcome(mapped, size=self.size, resizable=True, report=report)
-        import ray
-
         cut = find_cut(mapped.parts, min(asked, support))
-        mapped.parts = [ray.remote(apply_cut).remote(part, cut) for part in mapped.parts]
+        mapped.parts = [remote(apply_cut).remote(part, cut) for part in mapped.parts]
         return Outcome(mapped, asked=asked, report=report)
 
     def _sigma(self, inputs: Inputs) -> float:
@@ -253,11 +251,9 @@ def _block_sums(fragment: Fragment, rows: np.ndarray, floor: int) -> np.ndarray:
 
 
 def _parts(search: NeighbourSearch, probability: Probabilities, seed: int) -> Mapped:
-    import ray
-
     assert search.rows is not None
     bounds = np.searchsorted(probability.rows, search.starts)
-    finish = ray.remote(_finish)
+    finish = remote(_finish)
     parts = []
     for position, ids in enumerate(search.rows.parts):
         span = slice(bounds[position], bounds[position + 1])

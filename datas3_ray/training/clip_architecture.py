@@ -19,6 +19,7 @@ from datas3_ray.encoders.open_clip_encoder import OpenClipConfig
 from datas3_ray.encoders.weights import FOLDER, HUB, absolute_folder
 from datas3_ray.errors import Datas3Error, UsageError
 from datas3_ray.lake.schemas import fingerprint
+from datas3_ray.runtime import remote
 
 if TYPE_CHECKING:
     import torch
@@ -119,7 +120,7 @@ class Architecture:
             return _tokens(self, texts)
         import ray
 
-        task = ray.remote(_tokens)
+        task = remote(_tokens)
         parts = [task.remote(self, texts.slice(start, _CHUNK)) for start in range(0, len(texts), _CHUNK)]
         return np.concatenate(ray.get(parts))
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datas3_ray.kernels.hashing import hash64, id_words, uniform
+from datas3_ray.runtime import remote
 from datas3_ray.training.image_rows import ImageRows
 from datas3_ray.training.pixels import CHUNK, cpus, decode_rows, margin, pixels
 
@@ -344,10 +345,10 @@ def _workers(tasks: int) -> Iterator[tuple[Callable[..., Callable[[], Any]], int
         import ray
 
         # Tasks take no CPUs of Ray's: the trials may have all of them, and would wait for their own decoders for ever.
-        remote = ray.remote(_call).options(num_cpus=0, scheduling_strategy="SPREAD")
+        call = remote(_call).options(num_cpus=0, scheduling_strategy="SPREAD")
 
         def start(job: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-            reference = remote.remote(job, *arguments)
+            reference = call.remote(job, *arguments)
             return lambda: ray.get(reference)
 
         yield start, tasks

@@ -269,9 +269,9 @@ def finished_rows(lake: Lake, sweep: Sweep, table: str) -> pa.Table | None:
 
 def _pool_size(lake: Lake, table: str) -> int:
     """Rows a selection of the table could keep at most: all but those that splits set aside."""
-    from datas3_ray.lake.splits import held_out_ids
+    from datas3_ray.lake.splits import held_out_ids, splits_of
 
-    held_out = held_out_ids(lake, table)
+    held_out = held_out_ids(splits_of(lake, table))
     return lake.table(table).count_rows() - (len(held_out) if held_out is not None else 0)
 
 

@@ -16,7 +16,7 @@ from datas3_ray.kernels.hashing import hash64, id_words
 from datas3_ray.kernels.training_scores import DECAY, EARLY, HARDEST, LEAST_WINDOW, WINDOW
 from datas3_ray.lake.row_columns import inputs_version, made_from
 from datas3_ray.lake.schemas import fingerprint
-from datas3_ray.lake.splits import held_out_ids
+from datas3_ray.lake.splits import held_out_ids, splits_of
 from datas3_ray.training.data import default_column, require_label
 from datas3_ray.training.recorder import has_record
 
@@ -193,7 +193,7 @@ def plan_scores(lake: Lake, name: str, config: ScoreConfig) -> ScorePlan:
     table.require_vector(column)
     require_label(table, config.label)
     config = config.model_copy(update={"column": column})
-    held_out = held_out_ids(lake, name)
+    held_out = held_out_ids(splits_of(lake, name))
     inputs = inputs_version(table)
     rows = {"table": name, "inputs": inputs, "held_out": _ids_mark(held_out)}
     marks, todo, replaced = {}, {}, []

@@ -21,7 +21,7 @@ from datas3_ray import __version__
 from datas3_ray.errors import Datas3Error, UsageError
 from datas3_ray.kernels.training_scores import HARDEST, TrainingScores
 from datas3_ray.lake.row_columns import write_numbers
-from datas3_ray.runtime import ensure_ray, gather, matrix_task
+from datas3_ray.runtime import ensure_ray, gather, matrix_task, remote
 from datas3_ray.training.score_plan import ScoreConfig, ScorePlan, parse_config, plan_scores, record_folder
 
 if TYPE_CHECKING:
@@ -120,17 +120,15 @@ class _Job:
 def _train(plan: ScorePlan, summary: ScoreSummary) -> pa.Table:
     """Train the proxies; ``id`` and a float32 column a score, and the counts put into the summary."""
     ensure_ray()
-    import ray
-
     table, config = plan.table, plan.config
-    read: Any = ray.remote(_read).options(num_returns=3, num_cpus=1)
+    read: Any = remote(_read).options(num_returns=3, num_cpus=1)
     where = (table.name, table.uri, table.version, table.options)
     x, rows, about = read.remote(*where, plan.column, config.label, plan.held_out)
     ids, classes, counts = gather([about])[0]
     summary.scored, summary.classes = len(ids), len(classes)
     summary.unlabelled, summary.unusable, summary.held_out = counts
     _require_classes(plan, summary)
-    train = ray.remote(_proxy).options(**matrix_task())
+    train = remote(_proxy).options(**matrix_task())
     jobs = [_Job(table.name, tuple(plan.todo), config, run) for run in range(config.runs)]
     done = gather(train.remote(x, rows, job) for job in jobs)
     summary.accuracy = float(np.mean([accuracy for _, accuracy in done]))

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from datas3_ray.errors import UsageError
-from datas3_ray.lake.splits import Split, held_out_ids, split_is_current, split_table
+from datas3_ray.lake.splits import Split, held_out_ids, split_is_current, split_table, splits_of
 from datas3_ray.selectors import Everything, Random
 
 
@@ -41,7 +41,7 @@ def test_another_seed_draws_other_values(lake, pool) -> None:
 def test_rows_set_aside_are_in_no_selection(lake, pool) -> None:
     query = split_table(lake, "pool", "query", Split(where="region = 'north'", hash="site", share=(0.0, 0.5)))
     aside = set(query.to_arrow(["id"]).column("id").to_pylist())
-    assert aside == set(held_out_ids(lake, "pool").to_pylist())
+    assert aside == set(held_out_ids(splits_of(lake, "pool")).to_pylist())
     everything = Everything().select(lake, "pool", name="everything")
     assert len(everything) == 400 - len(aside)
     assert not aside & set(everything.ids().to_pylist())

@@ -299,6 +299,15 @@ def test_parameters_cannot_be_changed_after_construction() -> None:
         selector.size = 6
 
 
+def test_the_lake_is_listed_once_for_a_selection(lake, make_pool, monkeypatch) -> None:
+    build(lake, make_pool)
+    listed: list[str | None] = []
+    tables = Lake.tables
+    monkeypatch.setattr(Lake, "tables", lambda self, kind=None: listed.append(kind) or tables(self, kind))
+    select(lake, "semdedup")
+    assert listed == ["image"]
+
+
 def test_sizes_in_percent() -> None:
     assert make_selector("random", {"size": "25%"}) == make_selector("random", {"size": 0.25})
     assert make_selector("random", {"size": "0.1 %"}).size == 0.001
