@@ -6,6 +6,7 @@ import os
 import re
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from datas3_ray.lake.selection import Selection
 
 RESULTS_TABLE = "results"
+OPENED_AT_ONCE = 16
+"""Tables of an object store that are opened at a time when a lake is listed."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 
 
@@ -73,15 +76,19 @@ class Lake:
     def tables(self, kind: str | None = None) -> list[Table]:
         """The tables, each at its latest version, sorted by name; of one kind only when asked."""
         if is_local(self.uri):
-            found = (
-                [p.name[: -len(".lance")] for p in Path(self.uri).glob("*.lance")] if Path(self.uri).is_dir() else []
-            )
+            names = sorted(path.name[: -len(".lance")] for path in Path(self.uri).glob("*.lance"))
         else:
             import lancedb
 
-            found = list(lancedb.connect(self.uri, storage_options=self.options).list_tables().tables)
-        opened = [(name, open_dataset(dataset_uri(self.uri, name), options=self.options)) for name in sorted(found)]
-        tables = [Table(name, dataset, self.options) for name, dataset in opened if dataset is not None]
+            names = sorted(lancedb.connect(self.uri, storage_options=self.options).list_tables().tables)
+
+        def opened(name: str) -> Table | None:
+            dataset = open_dataset(dataset_uri(self.uri, name), options=self.options)
+            return Table(name, dataset, self.options) if dataset is not None else None
+
+        # A store takes a while to answer, but answers many at once.
+        with ThreadPoolExecutor(1 if is_local(self.uri) else OPENED_AT_ONCE) as threads:
+            tables = [table for table in threads.map(opened, names) if table is not None]
         return [table for table in tables if kind is None or table.kind == kind]
 
     def exists(self, name: str) -> bool:

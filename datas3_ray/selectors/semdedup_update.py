@@ -155,11 +155,11 @@ def _compared(view: View, old: Within, new: Any, order: Order, eps: float | None
 
     What the first few find rules most pairs of the others out: only the best earlier row of all counts for a new row.
     """
-    first = max(cluster_cpus(), len(view.fragment_ids) // 16)
-    halves = [view.of_fragments(view.fragment_ids[:first]), view.of_fragments(view.fragment_ids[first:])]
-    some = halves[0].map(_against, old, new, None, order, eps, returns=3)
+    few = max(cluster_cpus(), len(view.fragment_ids) // 16)
+    first, rest = (view.of_fragments(ids) for ids in (view.fragment_ids[:few], view.fragment_ids[few:]))
+    some = first.map(_against, old, new, None, order, eps, returns=3)
     least = remote(_least).remote(new, *(theirs for _, theirs, _ in some.parts))
-    others = halves[1].map(_against, old, new, least, order, eps, returns=3)
+    others = rest.map(_against, old, new, least, order, eps, returns=3)
     return Mapped(some.parts + others.parts, some._counts + others._counts)
 
 
