@@ -146,7 +146,8 @@ def _worth(trial: Trial, table: str | None) -> float:
 
 def result_rows(lake: Lake, sweep: Sweep, prepared: Prepared, trials: Sequence[Trial], folder: str) -> pa.Table:
     """Rows in the order of deployments, their selections, and trials."""
-    pool_sizes = {name: _pool_size(lake, str(chosen.lineage()["table"])) for name, chosen in sweep.selections.items()}
+    pools = {name: str(chosen.lineage()["table"]) for name, chosen in sweep.selections.items()}
+    pool_sizes = {table: _pool_size(lake, table) for table in set(pools.values())}
     config = sweep.config
     common = {
         "run": sweep.name,
@@ -167,7 +168,7 @@ def result_rows(lake: Lake, sweep: Sweep, prepared: Prepared, trials: Sequence[T
             for trial in trials:
                 if trial.point.selection != chosen:
                     continue
-                found = {"deployment": name, "method": label, "pool_size": pool_sizes[chosen]}
+                found = {"deployment": name, "method": label, "pool_size": pool_sizes[pools[chosen]]}
                 won = trial.point.index in best
                 rows.append({**common, **found, **_row(sweep, prepared, deployment, trial, won, folder)})
     return pa.Table.from_pylist(rows, schema=RESULTS)
