@@ -6,14 +6,13 @@ pairs of a row whose cosine may be the one that is sought, float32 products of t
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from datas3_ray.kernels._tiles import DENSE, WINDOW, Pairs, at_least, positions, rounded
-from datas3_ray.kernels.screen import ROUNDED, Screen
+from datas3_ray.kernels.screen import ROUNDED, Screen, dots
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +41,7 @@ class OrderStatistic:
     def __init__(self, right: torch.Tensor, x: int, lines: int, *, screened: bool) -> None:
         import torch
 
-        self.right, self.turned, self.x = right, right.T.contiguous(), x
+        self.right, self.x = right, x
         self.groups = SPARSE * x
         self.screen = Screen(right, "bfloat16") if screened and self.groups <= len(right) else None
         self._coarse = torch.empty(lines * len(right) if self.screen is not None else 0, dtype=torch.bfloat16)
@@ -91,29 +90,14 @@ class OrderStatistic:
         unclear = np.flatnonzero((values >= _limit(kth, off)[line]) & ~certain)
         above = np.bincount(line[certain], minlength=n)
         line, column = line[unclear], column[unclear]
-        return _settled(line, column, self._cosines(rows, line, column), above, self.x)
-
-    def _cosines(
-        self, rows: torch.Tensor, line: npt.NDArray[np.int64], column: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float32]:
-        """float32 cosines of pairs, line by line."""
-        import torch
-
-        ends = torch.from_numpy(np.searchsorted(line, np.arange(len(rows) + 1)))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of sparse matrices, whose interface torch may change
-            asked = torch.sparse_csr_tensor(
-                ends, torch.from_numpy(column), torch.zeros(len(line)), (len(rows), len(self.right))
-            )
-            found = torch.sparse.sampled_addmm(asked, rows, self.turned, beta=0.0)
-        return np.asarray(found.values().numpy())
+        return _settled(line, column, dots(rows, line, self.right, column), above, self.x)
 
     def _multiplied(self, rows: torch.Tensor) -> Found:
         """By float32 products."""
         import torch
 
         n, m = len(rows), len(self.right)
-        cosines = torch.mm(rows, self.turned, out=self._fine[: n * m].view(n, m))
+        cosines = torch.mm(rows, self.right.T, out=self._fine[: n * m].view(n, m))
         found = self._among_large(cosines) if cosines.device.type == "cpu" and self.groups <= m else None
         if found is not None:
             return found

@@ -13,6 +13,7 @@ that trained encoders have, so that the step is small.
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
@@ -38,7 +39,6 @@ WAITING = 512
 
 _MIXED = 64
 _ROWS = 4096
-_PAIRS = 2048
 
 
 Units = Literal["bfloat16", "int8"]
@@ -264,7 +264,7 @@ class Search:
         if len(line) == 0:
             return
         # float32 leaves out those that cannot be a line's largest.
-        cosines = dots(self.left.rows, line + self.top, self.right.rows, column)
+        cosines = dots(self.left.rows[self.top : self.bottom], line, self.right.rows, column)
         starts = _starts(line)
         peak = np.repeat(np.maximum.reduceat(cosines, starts), np.diff(starts, append=len(line)))
         kept = np.flatnonzero(cosines >= np.maximum(self._least()[line], peak) - WINDOW)
@@ -304,16 +304,20 @@ class Search:
 def dots(
     left: torch.Tensor, i: npt.NDArray[np.int64], right: torch.Tensor, j: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float32]:
-    """float32 cosines of pairs of unit rows, off by less than half of WINDOW."""
+    """float32 cosines of pairs of unit rows, ``i`` ascending; off by less than half of WINDOW.
+
+    As the entries of a product that a sparse matrix asks for, which needs no copies of the rows.
+    """
     import torch
 
-    found = np.empty(len(i), np.float32)
-    for start in range(0, len(i), _PAIRS):
-        span = slice(start, start + _PAIRS)
-        a = left.index_select(0, torch.from_numpy(i[span])).numpy()
-        b = right.index_select(0, torch.from_numpy(j[span])).numpy()
-        found[span] = np.matmul(a[:, None, :], b[:, :, None])[:, 0, 0]
-    return found
+    ends = torch.from_numpy(np.searchsorted(i, np.arange(len(left) + 1)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of sparse matrices, whose interface torch may change
+        asked = torch.sparse_csr_tensor(
+            ends, torch.from_numpy(j), torch.zeros(len(j)), (len(left), len(right)), check_invariants=False
+        )
+        found = torch.sparse.sampled_addmm(asked, left, right.T, beta=0.0)
+    return np.asarray(found.values().numpy())
 
 
 def _starts(lines: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -17,7 +17,7 @@ from datas3_ray.errors import UsageError, did_you_mean
 from datas3_ray.lake.aligned import write_aligned
 from datas3_ray.lake.lake import check_name
 from datas3_ray.lake.schemas import fingerprint
-from datas3_ray.lake.splits import held_out_ids, split_versions, splits_of
+from datas3_ray.lake.splits import content_versions, held_out_ids, splits_of
 from datas3_ray.lake.storage import open_dataset
 from datas3_ray.lake.view import Fragment, View, Within, aligned_part
 from datas3_ray.runtime import ensure_ray
@@ -180,7 +180,7 @@ def _mark(operation: str, selections: list[Selection], pool: Table, splits: list
             "operation": operation,
             "selections": [[selection.name, selection.fingerprint] for selection in selections],
             "table": [pool.name, pool.content_version],
-            "held_out": split_versions(splits),
+            "held_out": content_versions(splits),
         }
     )
 

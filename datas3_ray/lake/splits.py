@@ -120,9 +120,9 @@ def splits_of(lake: Lake, pool: str) -> list[Table]:
     return [table for table in tables if table.lineage().get("method") == "split" and table.lineage()["table"] == pool]
 
 
-def split_versions(splits: list[Table]) -> dict[str, int]:
+def content_versions(tables: list[Table]) -> dict[str, int]:
     """Names of tables, and the versions in which their rows last changed."""
-    return {table.name: table.content_version for table in splits}
+    return {table.name: table.content_version for table in tables}
 
 
 def held_out_ids(splits: list[Table]) -> pa.Array | None:

@@ -18,7 +18,7 @@ from datas3_ray.lake.aligned import write_aligned
 from datas3_ray.lake.cut import apply_cut, find_cut
 from datas3_ray.lake.lake import check_name
 from datas3_ray.lake.schemas import fingerprint
-from datas3_ray.lake.splits import held_out_ids, split_versions, splits_of
+from datas3_ray.lake.splits import content_versions, held_out_ids, splits_of
 from datas3_ray.lake.view import Counts, Mapped, View
 from datas3_ray.selectors.outside import code_mark, travels
 
@@ -75,7 +75,7 @@ class Inputs:
             {
                 "table": [self.table.name, self.table.content_version],
                 "within": self.within.fingerprint if self.within else None,
-                "held_out": split_versions(self.splits),
+                "held_out": content_versions(self.splits),
             }
         )
 
@@ -201,8 +201,7 @@ class Selector(BaseModel):
         splits = splits_of(lake, pool.name)
         read = [pool, *splits, *([asked] if asked is not None else []), *([parent.table] if parent is not None else [])]
         # Which versions were read is told; what is the same depends on when their rows last changed.
-        contents = {table.name: table.content_version for table in read}
-        mark = fingerprint({**identity, "inputs": contents})
+        mark = fingerprint({**identity, "inputs": content_versions(read)})
         identity["inputs"] = {table.name: table.version for table in read}
         return Prepared(pool, parent, asked, splits, identity, mark)
 

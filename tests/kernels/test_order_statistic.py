@@ -76,8 +76,3 @@ def test_rows_are_the_same_with_and_without_bfloat16(monkeypatch: pytest.MonkeyP
     # Whatever the rows are batched with.
     monkeypatch.setattr(similarity, "SCREENED", 1)
     assert (top_order_statistic(rows[40:51], right, 10) == plain[40:51]).all()
-
-
-def test_sparse_matrices_warn_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
-    OrderStatistic(around(50, 8, 1), 2, 8, screened=True).of(around(8, 8, 2))
-    assert not list(recwarn)
