@@ -160,7 +160,7 @@ def split_query(lake: Lake, query: str, name: str, label: str, seed: int) -> tup
             f"query table '{query}' has {rows.num_rows} rows, {int(labelled.sum())} with a '{label}'; it needs one "
             "labelled row at least in each half."
         )
-    mark = fingerprint({"query": query, "version": table.content_version, "seed": seed})
+    mark = fingerprint({"query": query, "version": table.content_mark, "seed": seed})
     for part, keep in (("ask", first), ("judge", ~first & labelled)):
         there = f"{name}.{part}"
         if lake.exists(there) and lake.table(there).lineage().get("fingerprint") == mark:

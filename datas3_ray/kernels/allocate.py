@@ -86,19 +86,27 @@ def _nearest_whole(targets: _Real, low: _Count, high: _Count, total: int) -> _Co
 
 def _round_to_total(real: _Real, low: _Count, high: _Count, total: int) -> _Count:
     """Round down, then give the missing units to the largest fractions; fractions count to nine decimals."""
-    x = np.clip(np.floor(np.round(real, _FRACTION_DECIMALS)), low, high).astype(np.int64)
-    return _adjusted(x, np.round(real, _FRACTION_DECIMALS), low, high, total)
+    real = np.round(real, _FRACTION_DECIMALS)
+    x = np.clip(np.floor(real), low, high).astype(np.int64)
+    return _adjusted(x, real, low, high, total, _FRACTION_DECIMALS)
 
 
-def _adjusted(x: _Count, targets: _Real, low: _Count, high: _Count, total: int) -> _Count:
-    """Add or remove single units, the most or least valuable first, until the sum is right."""
+def _adjusted(x: _Count, targets: _Real, low: _Count, high: _Count, total: int, decimals: int | None = None) -> _Count:
+    """Add or remove single units, the most or least valuable first, until the sum is right.
+
+    With ``decimals``, values that are the same to so many are equal: 4/3 - 1 and 1/3 are not the same float64.
+    """
+
+    def valued(units: _Real) -> _Real:
+        return units if decimals is None else np.round(units, decimals)
+
     x = x.copy()
     while (missing := total - int(x.sum())) > 0:
-        gain = _next_unit(x, targets, high)
+        gain = valued(_next_unit(x, targets, high))
         order = np.argsort(-gain, kind="stable")[:missing]
         x[order[np.isfinite(gain[order])]] += 1
     while (excess := int(x.sum()) - total) > 0:
-        loss = _last_unit(x, targets, low)
+        loss = valued(_last_unit(x, targets, low))
         order = (len(x) - 1 - np.argsort(loss[::-1], kind="stable"))[:excess]
         x[order[np.isfinite(loss[order])]] -= 1
     return x

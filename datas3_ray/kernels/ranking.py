@@ -19,7 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_UP, Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,24 @@ def resolve_size(size: int | float, n: int) -> int:
     if math.isnan(share) or not 0 < share <= 1:
         raise ValueError(f"a size given as a share must be above 0 and at most 1, not {share}; a count is an int")
     return int((Decimal(repr(share)) * n).quantize(Decimal(1), ROUND_HALF_UP))
+
+
+def read_size(size: Any) -> int | float:
+    """A size as people write it: a count, a share, or a text such as ``25%``.
+
+    Raises:
+        ValueError: it is none that :func:`resolve_size` takes.
+
+    >>> read_size("25%"), read_size(0.25), read_size(np.int64(7))
+    (0.25, 0.25, 7)
+    """
+    if isinstance(size, str):
+        try:
+            size = float(Decimal(size.removesuffix("%").strip()) / 100) if size.endswith("%") else size
+        except ArithmeticError:
+            raise ValueError("a size in percent is a number and %, such as 25%") from None
+    resolve_size(size, 1)
+    return int(size) if isinstance(size, np.integer) else size
 
 
 def order_key(score: npt.ArrayLike) -> Words:

@@ -17,7 +17,7 @@ from datas3_ray.errors import UsageError, did_you_mean
 from datas3_ray.lake.aligned import write_aligned
 from datas3_ray.lake.lake import check_name
 from datas3_ray.lake.schemas import fingerprint
-from datas3_ray.lake.splits import content_versions, held_out_ids, splits_of
+from datas3_ray.lake.splits import content_marks, held_out_ids, splits_of
 from datas3_ray.lake.storage import open_dataset
 from datas3_ray.lake.view import Fragment, View, Within, aligned_part
 from datas3_ray.runtime import ensure_ray
@@ -98,6 +98,7 @@ def combine(
             "method": METHOD,
             "parameters": {operation: [selection.name for selection in selections]},
             "table": pool.name,
+            "made_anew": pool.made_anew,
             "within": None,
             "query": None,
             "inputs": {table.name: table.version for table in (pool, *(s.table for s in selections))},
@@ -139,6 +140,8 @@ def is_current(lake: Lake, operation: Operation, names: Sequence[str], name: str
 
 def check(operation: str, names: Sequence[str]) -> None:
     """Raise a UsageError for what cannot be meant whatever the lake holds."""
+    if isinstance(names, str):
+        raise UsageError(f"{operation} takes a list of selections, such as [a, b], not '{names}'.")
     if operation not in OPERATIONS:
         raise UsageError(
             f"there is no operation '{operation}' on selections; there are: {', '.join(OPERATIONS)}."
@@ -179,8 +182,8 @@ def _mark(operation: str, selections: list[Selection], pool: Table, splits: list
             "method": METHOD,
             "operation": operation,
             "selections": [[selection.name, selection.fingerprint] for selection in selections],
-            "table": [pool.name, pool.content_version],
-            "held_out": content_versions(splits),
+            "table": [pool.name, pool.content_mark],
+            "held_out": content_marks(splits),
         }
     )
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datas3_ray.errors import UsageError, did_you_mean
-from datas3_ray.lake.schemas import ID, KINDS, RESULTS, with_kind
+from datas3_ray.lake.schemas import ID, KINDS, MADE_ANEW, RESULTS, with_kind
 from datas3_ray.lake.storage import (
     StorageOptions,
     commit,
@@ -168,7 +168,7 @@ class Lake:
         if existing is not None:
             rows = _like(existing, rows)
             _check_new_ids(existing, rows)
-        schema = existing.schema if existing is not None else with_kind(rows.schema, "image")
+        schema = existing.schema if existing is not None else self.schema_of_new(name, with_kind(rows.schema, "image"))
         self._commit(name, rows, schema, overwrite=False)
         return self.table(name)
 
@@ -206,8 +206,23 @@ class Lake:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
         if mode not in ("overwrite", "append"):
             raise ValueError(f"mode must be 'overwrite' or 'append', got {mode!r}")
-        self._commit(name, rows, with_kind(rows.schema, kind, lineage), overwrite=mode == "overwrite")
+        schema = with_kind(rows.schema, kind, lineage)
+        if kind == "image" and not self.exists(name):
+            schema = self.schema_of_new(name, schema)
+        self._commit(name, rows, schema, overwrite=mode == "overwrite")
         return self.table(name)
+
+    def schema_of_new(self, name: str, schema: pa.Schema) -> pa.Schema:
+        """The schema of an image table that is about to be made.
+
+        Where something is left that was made from an earlier table of this name, which was deleted since, the schema
+        says that the table is another one: its versions begin at 1 again, and what is left would pass for up to date.
+        """
+        for table in self.tables():
+            lineage = table.lineage()
+            if name == lineage.get("table") or name in lineage.get("inputs", {}):
+                return schema.with_metadata({**(schema.metadata or {}), MADE_ANEW: uuid.uuid4().hex.encode()})
+        return schema
 
     def _commit(self, name: str, rows: pa.Table, schema: pa.Schema, *, overwrite: bool) -> None:
         uri = dataset_uri(self.uri, name)
@@ -233,13 +248,21 @@ def with_missing_columns(rows: pa.Table, schema: pa.Schema) -> pa.Table:
 
 def check_name(name: str) -> None:
     """Raise a UsageError unless ``name`` can name a table."""
-    if not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UsageError(f"'{name}' cannot name a table: use letters, digits, '_', '-' and '.', not starting with '.'.")
 
 
 def _with_vectors(name: str, rows: pa.Table) -> pa.Table:
-    """List columns of floats with one length everywhere become fixed-size lists, so that LanceDB can search them."""
+    """List columns of floats with one length everywhere become fixed-size lists, so that LanceDB can search them.
+
+    Vectors of doubles become such of floats; so large a number that none holds it makes its row's vector unusable.
+    """
     for position, field in enumerate(rows.schema):
+        if pa.types.is_fixed_size_list(field.type) and pa.types.is_float64(field.type.value_type):
+            vector = pa.list_(pa.float32(), field.type.list_size)
+            column = rows.column(position).cast(vector)
+            rows = rows.set_column(position, pa.field(field.name, vector, metadata=field.metadata), column)
+            continue
         is_list = pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
         if not is_list or not pa.types.is_floating(field.type.value_type):
             continue
@@ -261,6 +284,9 @@ def _with_id(name: str, rows: pa.Table) -> pa.Table:
     ids = rows.column("id").cast(pa.string())
     if ids.null_count:
         raise UsageError(f"the rows for table '{name}' have {ids.null_count} missing ids; every row needs one.")
+    broken = pc.filter(ids, pc.match_substring(ids, "\0"))
+    if len(broken):
+        raise UsageError(f"the rows for table '{name}' have an id with a NUL byte: {broken[0].as_py()!r}.")
     counts = pc.value_counts(ids)
     repeated = pc.filter(counts.field(0), pc.greater(counts.field(1), 1))
     if len(repeated):

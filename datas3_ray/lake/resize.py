@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from datas3_ray.errors import UsageError
-from datas3_ray.kernels.ranking import resolve_size
+from datas3_ray.kernels.ranking import read_size, resolve_size
 from datas3_ray.lake.aligned import aligned_refs, write_aligned
 from datas3_ray.lake.cut import apply_cut, find_cut
 from datas3_ray.lake.schemas import fingerprint
+from datas3_ray.lake.splits import content_marks, held_out_ids, splits_of
+from datas3_ray.lake.storage import open_dataset
+from datas3_ray.lake.view import Fragment, View, Within, aligned_part
 from datas3_ray.runtime import ensure_ray
 
 if TYPE_CHECKING:
     from datas3_ray.lake.selection import Selection
 
 
-def resize(selection: Selection, size: int | float, name: str | None) -> Selection:
+@dataclass
+class _Rows:
+    """The rows to choose from, aligned to fragments of the pool, and what of them goes into the lineage.
+
+    ``marks`` tell these rows from those that the selection was made of; there are none where they are the same.
+    """
+
+    fragment_ids: list[int]
+    parts: list[Any]
+    counts: dict[str, int]
+    inputs: dict[str, int]
+    marks: dict[str, int | str]
+    made_anew: str | None
+
+
+def resize(selection: Selection, size: int | float | str, name: str | None) -> Selection:
     """See :meth:`datas3_ray.lake.selection.Selection.resize`."""
     started = time.perf_counter()
     lineage = selection.lineage()
@@ -28,11 +48,13 @@ def resize(selection: Selection, size: int | float, name: str | None) -> Selecti
             f"selection '{selection.name}' of method {selection.method} has no ranking to cut at another size; "
             "run the method again with the size you want."
         )
-    eligible = lineage["counts"]["eligible"]
+    size = checked_size(size)
+    rows = _rows(selection)
+    eligible = rows.counts["eligible"]
     count = resolve_size(size, eligible)
     _require_ranked(selection, min(count, eligible))
     name = name or f"{selection.name}-{count}"
-    mark = fingerprint({"resize": selection.fingerprint, "size": count})
+    mark = fingerprint({"resize": selection.fingerprint, "size": count, **({"of": rows.marks} if rows.marks else {})})
     if selection.lake.exists(name):
         existing = selection.lake.selection(name)
         if existing.fingerprint == mark:
@@ -41,20 +63,22 @@ def resize(selection: Selection, size: int | float, name: str | None) -> Selecti
             f"selection '{name}' exists and is not '{selection.name}' at {count} rows; choose another name."
         )
     ensure_ray()
-    fragment_ids, parts = aligned_refs(selection.table)
-    cut = find_cut(parts, min(count, eligible))
+    if not rows.parts:
+        rows.fragment_ids, rows.parts = aligned_refs(selection.table)
+    cut = find_cut(rows.parts, min(count, eligible))
 
     def new_lineage(tallies: list[dict[str, int]]) -> dict[str, Any]:
         kept = sum(tally["kept"] for tally in tallies)
-        counts = lineage["counts"] | {
+        counts = rows.counts | {
             "kept": kept,
             "dropped": eligible - kept,
             "shortfall": max(0, count - eligible),
         }
         return lineage | {
             "fingerprint": mark,
+            "made_anew": rows.made_anew,
             "resized_from": selection.name,
-            "inputs": {**lineage["inputs"], selection.name: selection.table.version},
+            "inputs": {**lineage["inputs"], **rows.inputs, selection.name: selection.table.version},
             "size": count,
             "counts": counts,
             "seconds": round(time.perf_counter() - started, 3),
@@ -64,14 +88,57 @@ def resize(selection: Selection, size: int | float, name: str | None) -> Selecti
     write_aligned(
         selection.lake,
         name,
-        parts,
+        rows.parts,
         kind="selection",
-        fragment_ids=fragment_ids,
+        fragment_ids=rows.fragment_ids,
         lineage=new_lineage,
         make=_recut,
         args=(cut,),
     )
     return selection.lake.selection(name)
+
+
+def checked_size(size: Any) -> int | float:
+    """A size as people write it; a UsageError where it is none."""
+    try:
+        return read_size(size)
+    except ValueError as error:
+        raise UsageError(f"size = {size!r} is not allowed: {error}.") from None
+
+
+def _rows(selection: Selection) -> _Rows:
+    """All rows of the selection; without those that were deleted or set aside by a split since it was made."""
+    lineage, lake = selection.lineage(), selection.lake
+    made_from = lineage["inputs"]
+    same = _Rows([], [], lineage["counts"], {}, {}, lineage.get("made_anew"))
+    if not lake.exists(lineage["table"]):
+        return same
+    pool = lake.image_table(lineage["table"])
+    tables = [pool, *splits_of(lake, pool.name)]
+    unchanged = all(table.content_version <= made_from.get(table.name, 0) for table in tables)
+    if unchanged and selection.is_of(pool):
+        return same
+    ensure_ray()
+    view = View(pool, held_out=held_out_ids(tables[1:]))
+    mapped = view.map(_still_there, selection.within(pool))
+    counts = mapped.counts()
+    inputs = {table.name: table.version for table in tables}
+    known = {**vars(counts), "eligible": counts.eligible}
+    return _Rows(view.fragment_ids, mapped.parts, known, inputs, content_marks(tables), pool.made_anew)
+
+
+def _still_there(fragment: Fragment, source: Within) -> pa.Table:
+    """The selection's rows of those that a fragment has now, in its order."""
+    ids, dataset = fragment.ids(), open_dataset(source.uri, source.version, fragment.options)
+    if source.parts is not None:
+        rows = aligned_part(dataset, source.parts.get(fragment.fragment, []), None)
+    else:  # the rows may be anywhere in the selection
+        batches = dataset.scanner().to_batches()
+        mine = [batch.filter(pc.is_in(batch.column("id"), value_set=ids)) for batch in batches]
+        rows = pa.Table.from_batches(mine, schema=dataset.schema)
+    place = pc.index_in(ids, value_set=rows.column("id").combine_chunks())
+    fragment.counts.outside += place.null_count
+    return rows.take(place.drop_null())
 
 
 def _require_ranked(selection: Selection, count: int) -> None:

@@ -12,6 +12,9 @@ KIND = b"datas3:kind"
 LINEAGE = b"datas3:lineage"
 ENCODER = b"datas3:encoder"
 
+MADE_ANEW = b"datas3:made-anew"
+"""Of a table that was deleted and made again: tells it from the one before, whose versions had the same numbers."""
+
 KINDS = ("image", "quarantine", "ledger", "selection", "centroids", "assignments", "results")
 
 # Non-null and an unenforced primary key: without both, concurrent merges of the same ids duplicate rows.

@@ -58,14 +58,28 @@ class Selection:
     def within(self, pool: Table) -> Within:
         """The kept rows as a view of ``pool`` needs them."""
         parts = part_positions(self._lineage)
-        current = set(pool.fragment_ids())
-        aligned = all(fragment in current for fragment, positions in parts.items() if positions)
-        return Within(self.table.uri, self.table.version, parts if aligned else None)
+        return Within(self.table.uri, self.table.version, parts if self._aligned(pool, parts) else None)
 
-    def resize(self, size: int | float, name: str | None = None) -> Selection:
+    def is_of(self, pool: Table) -> bool:
+        """Whether it was made from this very table, and not from one of the same name that was deleted since."""
+        return self._lineage.get("made_anew") == pool.made_anew
+
+    def _aligned(self, pool: Table, parts: dict[int, list[int]]) -> bool:
+        """Whether every row of the selection that the pool still has is in the fragment that it was in."""
+        if not self.is_of(pool):
+            return False
+        live = {fragment.fragment_id: fragment.metadata.num_rows for fragment in pool.dataset.get_fragments()}
+        if any(fragment not in live for fragment, positions in parts.items() if positions):
+            return False
+        # A row that was changed or written again lies in a newer fragment, and is deleted where it was.
+        nothing_deleted = sum(live.get(fragment, 0) for fragment in parts) == self._lineage["counts"]["rows"]
+        return nothing_deleted or live.keys() <= parts.keys()
+
+    def resize(self, size: int | float | str, name: str | None = None) -> Selection:
         """The same ranking cut at another size: a count, or a share of the eligible rows. Nothing is computed anew.
 
-        The result is saved as ``name`` (``NAME-SIZE`` by default), with this selection as its parent.
+        The result is saved as ``name`` (``NAME-SIZE`` by default), with this selection as its parent. Rows that were
+        deleted or set aside by a split since are not among those to choose from.
 
         Raises
         ------

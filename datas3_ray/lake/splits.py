@@ -120,9 +120,9 @@ def splits_of(lake: Lake, pool: str) -> list[Table]:
     return [table for table in tables if table.lineage().get("method") == "split" and table.lineage()["table"] == pool]
 
 
-def content_versions(tables: list[Table]) -> dict[str, int]:
-    """Names of tables, and the versions in which their rows last changed."""
-    return {table.name: table.content_version for table in tables}
+def content_marks(tables: list[Table]) -> dict[str, int | str]:
+    """Names of tables, and what changes when their rows do."""
+    return {table.name: table.content_mark for table in tables}
 
 
 def held_out_ids(splits: list[Table]) -> pa.Array | None:
@@ -137,7 +137,7 @@ def _identity(pool_name: str, split: Split) -> dict[str, Any]:
 
 
 def _mark(pool: Table, like: Table | None, split: Split) -> str:
-    versions = {"version": pool.content_version, **({"like": like.content_version} if like is not None else {})}
+    versions = {"version": pool.content_mark, **({"like": like.content_mark} if like is not None else {})}
     return fingerprint({**_identity(pool.name, split), **versions})
 
 

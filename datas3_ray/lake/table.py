@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from datas3_ray.errors import UsageError, did_you_mean
-from datas3_ray.lake.schemas import ENCODER, KIND, LINEAGE, vector_columns
+from datas3_ray.lake.schemas import ENCODER, KIND, LINEAGE, MADE_ANEW, vector_columns
 from datas3_ray.lake.storage import StorageOptions
 
 
@@ -38,6 +38,17 @@ class Table:
         between has been pruned, the one after it counts as a change.
         """
         return self.last_change()
+
+    @property
+    def content_mark(self) -> int | str:
+        """What fingerprints know a table's rows by: :attr:`content_version`, and of a table that was made anew more."""
+        return self.content_version if self.made_anew is None else f"{self.made_anew}:{self.content_version}"
+
+    @property
+    def made_anew(self) -> str | None:
+        """Tells a table that was deleted and made again from the one before; None for one that was not."""
+        mark = (self.schema.metadata or {}).get(MADE_ANEW)
+        return mark.decode() if mark is not None else None
 
     def last_change(self, but_for: str | None = None) -> int:
         """As :attr:`content_version`; commits whose transaction has the property ``but_for`` count as no change."""

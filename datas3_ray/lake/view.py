@@ -95,7 +95,7 @@ class Fragment:
                 self.counts.held_out += rows.num_rows - free.num_rows
                 rows = free
             if self.column and rows.num_rows and not all_usable:
-                valid = usable(matrix(rows.column(self.column)))
+                valid = usable(as_float32(matrix(rows.column(self.column))))
                 if not valid.all():
                     self.counts.invalid += int((~valid).sum())
                     rows = rows.filter(pa.array(valid))
@@ -113,7 +113,7 @@ class Fragment:
         if self.column is None:
             raise ValueError("this view has no vector column")
         for rows in self.batches(batch_rows=batch_rows, all_usable=all_usable):
-            yield rows.column("id").combine_chunks(), matrix(rows.column(self.column))
+            yield rows.column("id").combine_chunks(), as_float32(matrix(rows.column(self.column)))
 
     def ids(self) -> pa.Array:
         """Ids of the eligible rows."""
@@ -240,6 +240,12 @@ class Mapped:
         for counts in gather(self._counts):
             total = total + counts
         return total
+
+
+def as_float32(vectors: np.ndarray) -> np.ndarray:
+    """The vectors in the type that they are compared in: what it cannot hold becomes infinite, and so not usable."""
+    with np.errstate(over="ignore"):
+        return vectors.astype(np.float32, copy=False)
 
 
 def usable(vectors: np.ndarray) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import pyarrow as pa
@@ -13,30 +12,21 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from datas3_ray import __version__
 from datas3_ray.errors import UsageError, one_sentence
-from datas3_ray.kernels.ranking import resolve_size
+from datas3_ray.kernels.ranking import read_size, resolve_size
 from datas3_ray.lake.aligned import write_aligned
 from datas3_ray.lake.cut import apply_cut, find_cut
 from datas3_ray.lake.lake import check_name
 from datas3_ray.lake.schemas import fingerprint
-from datas3_ray.lake.splits import content_versions, held_out_ids, splits_of
+from datas3_ray.lake.selection import Selection
+from datas3_ray.lake.splits import content_marks, held_out_ids, splits_of
 from datas3_ray.lake.view import Counts, Mapped, View
 from datas3_ray.selectors.outside import code_mark, travels
 
 if TYPE_CHECKING:
-    from datas3_ray.lake import Lake, Selection, Table
+    from datas3_ray.lake import Lake, Table
 
 
-def _check_size(size: Any) -> Any:
-    if isinstance(size, str) and size.endswith("%"):
-        try:
-            size = float(Decimal(size[:-1].strip()) / 100)
-        except ArithmeticError:
-            raise ValueError("a size in percent is a number and %, such as 25%") from None
-    resolve_size(size, 1)
-    return size
-
-
-Size = Annotated[int | float, BeforeValidator(_check_size)]
+Size = Annotated[int | float, BeforeValidator(read_size)]
 """A count (int), or a share of the eligible rows: a float in (0, 1], rounded half up, or a text such as ``25%``."""
 
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -73,9 +63,9 @@ class Inputs:
         """Changes when the eligible rows may have changed."""
         return fingerprint(
             {
-                "table": [self.table.name, self.table.content_version],
-                "within": self.within.fingerprint if self.within else None,
-                "held_out": content_versions(self.splits),
+                "table": [self.table.name, self.table.content_mark],
+                "within": self.within.fingerprint if self.within is not None else None,
+                "held_out": content_marks(self.splits),
             }
         )
 
@@ -179,7 +169,7 @@ class Selector(BaseModel):
 
         ensure_ray()
         travels(type(self))
-        view = View(pool, self.vector(), parent.within(pool) if parent else None, held_out_ids(made.splits))
+        view = View(pool, self.vector(), parent.within(pool) if parent is not None else None, held_out_ids(made.splits))
         outcome = self.choose(Inputs(lake, pool, view, made.query, parent, made.splits))
         return _save(lake, name, view, outcome, {**made.identity, "fingerprint": mark}, started)
 
@@ -201,13 +191,16 @@ class Selector(BaseModel):
         splits = splits_of(lake, pool.name)
         read = [pool, *splits, *([asked] if asked is not None else []), *([parent.table] if parent is not None else [])]
         # Which versions were read is told; what is the same depends on when their rows last changed.
-        mark = fingerprint({**identity, "inputs": content_versions(read)})
+        mark = fingerprint({**identity, "inputs": content_marks(read)})
         identity["inputs"] = {table.name: table.version for table in read}
+        identity["made_anew"] = pool.made_anew
         return Prepared(pool, parent, asked, splits, identity, mark)
 
     def _parent(self, lake: Lake, table: str, within: str | Selection | None) -> Selection | None:
         if within is None:
             return None
+        if not isinstance(within, (str, Selection)):
+            raise UsageError(f"within is a selection or its name, not {within!r}.")
         parent = lake.selection(within) if isinstance(within, str) else within
         of = parent.lineage()["table"]
         if of != table:
@@ -228,8 +221,8 @@ class Selector(BaseModel):
             **({"code": code} if code else {}),
             "parameters": self.model_dump(mode="json"),
             "table": pool.name,
-            "within": parent.name if parent else None,
-            "parent_fingerprint": parent.fingerprint if parent else None,
+            "within": parent.name if parent is not None else None,
+            "parent_fingerprint": parent.fingerprint if parent is not None else None,
             "query": query.name if query is not None else None,
         }
 

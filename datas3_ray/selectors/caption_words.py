@@ -83,7 +83,7 @@ class CaptionWords(Selector):
         if not isinstance(self.words, str):
             return list(self.words)
         try:
-            with fsspec.open(self.words, "r", encoding="utf-8") as file:
+            with fsspec.open(self.words, "r", encoding="utf-8-sig") as file:
                 return file.read().splitlines()
         except (OSError, ValueError, ImportError) as error:
             raise UsageError(f"caption_words: the file words = '{self.words}' cannot be read: {error}.") from error

@@ -56,6 +56,8 @@ class ClipScore(Selector):
     def _one_score_and_one_cut(self) -> ClipScore:
         if (self.image is None) != (self.text is None) or (self.image is None) == (self.score_column is None):
             raise ValueError("give image and text, two vector columns, or score_column in their place")
+        if self.image is not None and self.image == self.text:
+            raise ValueError(f"image and text are two vector columns, and both are '{self.image}'")
         if (self.size is None) == (self.threshold is None):
             raise ValueError("give either size or threshold")
         if self.threshold is not None and not np.isfinite(self.threshold):

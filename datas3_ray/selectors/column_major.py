@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datas3_ray.lake.schemas import matrix
-from datas3_ray.lake.view import Fragment, Mapped, View, usable
+from datas3_ray.lake.view import Fragment, Mapped, View, as_float32, usable
 from datas3_ray.runtime import gather, remote
 
 BLOCK_BYTES = 256 << 20
@@ -147,7 +147,7 @@ def _identify(fragment: Fragment, columns: tuple[str, ...]) -> pa.Table:
 def _whole_rows(fragment: Fragment, columns: tuple[str, ...]) -> Any:
     """Batches of (ids, one matrix a column) of the rows that have a usable vector in every column."""
     for rows in fragment.batches(columns):
-        vectors = [matrix(rows.column(column)) for column in columns]
+        vectors = [as_float32(matrix(rows.column(column))) for column in columns]
         valid = np.logical_and.reduce([usable(part) for part in vectors])
         ids = rows.column("id").combine_chunks()
         if not valid.all():

@@ -55,7 +55,7 @@ class DensityPruning(Selector):
     column: str
     size: Size
     clusters: int = Field(default=100, ge=1)
-    tau: float = Field(default=0.1, gt=0)
+    tau: float = Field(default=0.1, ge=1e-9, allow_inf_nan=False)
     neighbours: int = Field(default=20, ge=1)
     seed: Seed = 0
     iterations: int = Field(default=100, ge=1)

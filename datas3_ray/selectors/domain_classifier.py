@@ -62,7 +62,7 @@ class DomainClassifier(Selector):
     column: str
     size: Size
     sample: bool = False
-    l2: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    l2: float = Field(default=1e-3, gt=0, le=1e6)
     folds: int = Field(default=5, ge=2)
     pool_rows: int = Field(default=50_000, ge=1)
     seed: Seed = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
@@ -33,25 +35,34 @@ class Expert(Selector):
 
     where: str = Field(min_length=1)
 
-    def __init__(self, where: str | None = None, **parameters: Any) -> None:
+    def __init__(self, where: str | None = None, /, **parameters: Any) -> None:
+        if where is not None and "where" in parameters:
+            raise UsageError("expert: the predicate 'where' is given twice.")
         super().__init__(**({"where": where} if where is not None else {}), **parameters)
 
     def check(self, lake: Lake, table: Table, query: Table | None) -> None:
         """The predicate must parse and name columns that are there."""
-        try:
+        with _one_sentence(self.where, table.name):
             table.dataset.scanner(columns=["id"], filter=self.where, limit=1).to_table()
-        except (ValueError, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(f"where = {self.where!r} does not work on table '{table.name}': {reason}") from error
 
     def choose(self, inputs: Inputs) -> Outcome:
         """Each fragment answers the predicate itself; there is no score."""
-        return Outcome(inputs.view.map(_match, self.where))
+        return Outcome(inputs.view.map(_match, self.where, inputs.table.name))
 
 
-def _match(fragment: Fragment, where: str) -> pa.Table:
+@contextmanager
+def _one_sentence(where: str, table: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"where = {where!r} does not work on table '{table}': {reason}") from None
+
+
+def _match(fragment: Fragment, where: str, table: str) -> pa.Table:
     ids = fragment.ids()
     dataset = open_dataset(fragment.uri, fragment.version, fragment.options)
-    matching = dataset.get_fragment(fragment.fragment).to_table(columns=["id"], filter=where).column("id")
+    with _one_sentence(where, table):  # a value that it fails on may be in one fragment only
+        matching = dataset.get_fragment(fragment.fragment).to_table(columns=["id"], filter=where).column("id")
     keep = pc.is_in(ids, value_set=matching.combine_chunks())
     return pa.table({"id": ids, "keep": keep, "score": pa.nulls(len(ids), pa.float64())})

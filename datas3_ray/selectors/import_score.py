@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from datas3_ray.errors import UsageError
 from datas3_ray.lake.schemas import fingerprint
 from datas3_ray.lake.view import Fragment, Mapped
 from datas3_ray.runtime import remote
@@ -93,7 +94,13 @@ class ImportScore(Selector):
         streams: list[Any] = [read.remote(file.uri, self.id_column, self.score_column) for file in files]
         pieces = [piece for stream in streams for piece in stream]
         mapped, rows = join_scores(inputs, pieces, f"import_score: '{self.file}'")
-        return mapped, {"files": len(files), "file_rows": rows, "matched": mapped.counts().eligible}
+        counts = mapped.counts()
+        if counts.eligible == 0 and counts.invalid:
+            raise UsageError(
+                f"import_score: '{self.file}' has {rows} rows, and a number for none of the {counts.invalid} rows to "
+                f"choose from; column '{self.id_column}' must hold the ids of table '{inputs.table.name}'."
+            )
+        return mapped, {"files": len(files), "file_rows": rows, "matched": counts.eligible}
 
     def _prepare(self, lake: Lake, table: str, within: Any, query: str | None) -> Prepared:
         prepared = super()._prepare(lake, table, within, query)

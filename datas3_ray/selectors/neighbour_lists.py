@@ -95,6 +95,7 @@ class NeighbourSearch:
         """
 
         if not len(self.view.fragment_ids):
+            self.rows = Mapped([], [])
             return no_lists(len(which))
         spans = zip(self.starts[:-1], self.starts[1:], strict=True)
         shares: list[Any] = [(int(a), None if taken is None else taken[a:b]) for a, b in spans]

@@ -14,6 +14,7 @@ from datas3_ray.sources.storage import File, find_files, open_file
 PIECE_ROWS = 1_000_000
 _CSV = (".csv", ".csv.gz")
 _BLOCK = 1 << 24
+_NOBODY = pa.table({"id": pa.array([], pa.string()), "score": pa.array([], pa.float64())})
 
 
 def score_files(pattern: str) -> list[File]:
@@ -48,7 +49,7 @@ def read_scores(uri: str, id: str, score: str) -> Iterator[pa.Table]:
     """Pieces of a file as tables of ``id`` (string) and ``score`` (float64, null or NaN where there is none)."""
     check_columns(uri, id, score)
     waiting: list[pa.Table] = []
-    rows = 0
+    rows, given = 0, False
     for piece in _pieces(uri, id, score):
         missing = piece.column("id").null_count
         if missing:
@@ -57,9 +58,9 @@ def read_scores(uri: str, id: str, score: str) -> Iterator[pa.Table]:
         rows += piece.num_rows
         if rows >= PIECE_ROWS:
             yield pa.concat_tables(waiting)
-            waiting, rows = [], 0
-    if waiting:
-        yield pa.concat_tables(waiting)
+            waiting, rows, given = [], 0, True
+    if waiting or not given:
+        yield pa.concat_tables([_NOBODY, *waiting])
 
 
 def _pieces(uri: str, id: str, score: str) -> Iterator[pa.Table]:

@@ -13,6 +13,7 @@ from datas3_ray.errors import UsageError
 from datas3_ray.kernels.pairwise import largest_kept
 from datas3_ray.kernels.ranking import resolve_size
 from datas3_ray.lake.aligned import aligned_refs
+from datas3_ray.lake.resize import checked_size
 from datas3_ray.lake.view import Mapped
 from datas3_ray.runtime import ensure_ray, gather, remote
 from datas3_ray.selectors.base import Inputs, Outcome, Seed, Selector, Size
@@ -157,7 +158,7 @@ class SemDeDup(Selector):
         return Update.of(self, before, table).select(lake, table, name=name, replace=replace)
 
     @staticmethod
-    def eps_for(selection: Selection, size: int | float) -> float:
+    def eps_for(selection: Selection, size: int | float | str) -> float:
         """The largest eps at which a finished selection keeps at least ``size`` rows: a count, or a share.
 
         Rows with the same M stay or go together, so it may keep a few more. Nothing is computed anew.
@@ -170,7 +171,7 @@ class SemDeDup(Selector):
         if selection.method != SemDeDup.method or not selection.lineage().get("resizable"):
             raise UsageError(f"selection '{selection.name}' was not made by semdedup with rule: paper.")
         eligible = selection.lineage()["counts"]["eligible"]
-        wanted = resolve_size(size, eligible)
+        wanted = resolve_size(checked_size(size), eligible)
         ensure_ray()
         tally = remote(_tally)
         pairs = gather(tally.remote(part) for part in aligned_refs(selection.table)[1])

@@ -16,6 +16,7 @@ from datas3_ray.kernels._tiles import SCALE
 from datas3_ray.kernels.pairwise import prior_max_groups
 from datas3_ray.kernels.similarity import normalize
 from datas3_ray.lake import Lake, Selection, Table
+from datas3_ray.lake.staged import field_ids, file_of
 from datas3_ray.lake.storage import open_dataset
 from datas3_ray.lake.view import Counts, Fragment, Mapped, View, Within, aligned_part
 from datas3_ray.runtime import cluster_cpus, device, gather, matrix_task, remote
@@ -53,11 +54,14 @@ class Update(SemDeDup):
             was, now = getattr(before, field), getattr(selector, field)
             if was != now:
                 raise UsageError(f"selection '{since.name}' was made with {field}: {was}, not {field}: {now}.")
-        if selector.clusters not in (None, before.clusters):
-            raise UsageError(
-                f"selection '{since.name}' was made with clusters: {before.clusters}; an update keeps its centroids."
-            )
         centroids = lineage["report"]["centroids"]
+        if selector.clusters not in (None, before.clusters):
+            # A selection that is an update itself names its centroids only; they say how many were asked for.
+            asked = before.clusters or _clusters_asked(since.lake, centroids)
+            if selector.clusters != asked:
+                raise UsageError(
+                    f"selection '{since.name}' was made with clusters: {asked}; an update keeps its centroids."
+                )
         if selector.centroids not in (None, centroids):
             raise UsageError(f"selection '{since.name}' was made with centroids: {centroids}; an update keeps them.")
         update = cls(**{**selector.model_dump(), "clusters": None, "centroids": centroids})
@@ -78,7 +82,8 @@ class Update(SemDeDup):
         if old.parts is None:
             return None
         before = self._since.lineage()["inputs"][inputs.table.name]
-        if not _unchanged(inputs.lake, inputs.table, before, list(old.parts)):
+        columns = ["id", self.column, *self.order().preference().columns()]
+        if not _unchanged(inputs.lake, inputs.table, before, list(old.parts), columns):
             return None
         new = inputs.table.count_rows() - self._since.lineage()["counts"]["rows"]
         if 4 * new * inputs.table.require_vector(self.column) > NEW_BYTES or 5 * new > inputs.table.count_rows():
@@ -111,20 +116,32 @@ class Update(SemDeDup):
         return self.outcome(found, {"clusters": str(self.centroids), "new_rows": gather([count])[0]})
 
 
-def _unchanged(lake: Lake, table: Table, version: int, fragments: list[int]) -> bool:
-    """Whether the fragments of a version are all there still, with the same files and the same rows."""
+def _clusters_asked(lake: Lake, centroids: str) -> int:
+    """The clusters that the k-means was asked for that left these centroids, of which some may have stayed empty."""
+    return int(lake.table(centroids).lineage()["parameters"]["clusters"])
+
+
+def _unchanged(lake: Lake, table: Table, version: int, fragments: list[int], columns: list[str]) -> bool:
+    """Whether the fragments of a version are all there still, with the same rows and the same values of the columns."""
     try:
-        before = {f.fragment_id: f.metadata for f in lake.table(table.name, version=version).dataset.get_fragments()}
+        before = _contents(lake.table(table.name, version=version), columns)
     except Exception:  # pruned; the engine has no one kind of error for it
         return False
-    now = {fragment.fragment_id: fragment.metadata for fragment in table.dataset.get_fragments()}
-    return all(f in before and f in now and _same(before[f], now[f]) for f in fragments)
+    now = _contents(table, columns)
+    return all(fragment in before and before[fragment] == now.get(fragment) for fragment in fragments)
 
 
-def _same(before: Any, now: Any) -> bool:
-    """A column that was added since is another file; nothing else may differ."""
-    files = {file.path for file in before.files} <= {file.path for file in now.files}
-    return files and str(before.deletion_file) == str(now.deletion_file) and before.physical_rows == now.physical_rows
+def _contents(table: Table, columns: list[str]) -> dict[int, Any]:
+    """Of each fragment the files with the columns' values, and its deleted rows."""
+    fields = [field_ids(table)[column] for column in columns]
+    found = {}
+    for fragment in table.dataset.get_fragments():
+        metadata = fragment.metadata
+        # Values that are written again are in another file; the one before stays for its other columns.
+        files = [file_of(metadata, field) for field in fields]
+        overlays = str(getattr(metadata, "overlays", None))
+        found[fragment.fragment_id] = (files, str(metadata.deletion_file), metadata.physical_rows, overlays)
+    return found
 
 
 def _assigned(fragment: Fragment, centroids: np.ndarray, order: Order) -> tuple[pa.Table, dict[str, Any]]:

@@ -57,7 +57,8 @@ class TSDS(Selector):
         Radius of the density, as a distance; by default the median distance of 256 rows of the pool to their tenth
         nearest. 0 gives every row the density 1.
     max_neighbours : int
-        Rows that a query's mass may reach; at most a tenth of the eligible rows, and at least 2.
+        Rows that a query's mass may reach, at most; nor more than a tenth of the eligible rows, or 2 where that is
+        less, but with ``alpha: 1`` all that are equally near.
     beyond : {"stop", "random"}
         What happens when ``size`` exceeds the rows with a probability: keep those alone, which the report calls a
         shortfall, or fill up with others at random.
@@ -133,7 +134,8 @@ class TSDS(Selector):
             lists = nearest_lists(search, min(neighbours, self.max_neighbours))
             assert search.rows is not None
             eligible = search.rows.counts().eligible
-            most = min(self.max_neighbours, max(2, eligible // 10), eligible)
+            # Where all mass goes to the nearest rows, it goes to all that are equally near.
+            most = min(self.max_neighbours, max(2, eligible // 10) if self.alpha < 1 else eligible, eligible)
             rows, keys = _matrix(lists, min(neighbours, most))
             spread = spread_mass(_distance(keys), density.of(rows), self.alpha, self.scale)
             if spread.settled or rows.shape[1] >= most:
@@ -164,13 +166,14 @@ class Density:
 
     def _compute(self, rows: np.ndarray) -> np.ndarray:
         """Sum over the pool of max(0, 1 - d^2 / sigma^2) = max(0, 2 (cos - c) / sigma^2), with c = 1 - sigma^2 / 2."""
-        least = 1 - self._sigma**2 / 2
-        floor = max(LOWEST, math.ceil(least * SCALE))
+        floor = max(LOWEST, math.ceil((1 - self._sigma**2 / 2) * SCALE))
         vectors = settled(self._search.vectors(rows))
         # In whole numbers, so that the order of adding up decides nothing.
         mapped = self._search.view.map(_kernel_sums, vectors, floor, resources=matrix_task())
         counts, keys = np.sum(mapped.results(), axis=0)
-        return (keys / SCALE - counts * least) * 2 / self._sigma**2
+        # 2 (cos - c) / sigma^2 is 1 - 2 (1 - cos) / sigma^2, which holds for a sigma whose square is nothing beside 1.
+        apart = np.asarray(counts * SCALE - keys, np.float64)
+        return counts - np.divide(2 * apart, SCALE * self._sigma**2, out=np.zeros(len(apart)), where=apart > 0)
 
 
 class Probabilities(NamedTuple):

@@ -303,14 +303,15 @@ def _one(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _as_text(column: pa.ChunkedArray, name: str) -> pa.Array:
-    """Ids as text; a missing or empty one is null."""
+    """Ids as text; a missing or empty one is null, and so is one with a NUL byte, by which no row can be ranked."""
     try:
         if pa.types.is_floating(column.type):
             column = column.cast(pa.int64())  # what pandas makes of whole numbers beside missing ones
         ids = _one(column).cast(pa.string())
     except pa.ArrowException as error:
         raise TableError("not_a_table", f"the ids in column {name!r} cannot be read: {error}") from None
-    return pc.if_else(pc.equal(ids, ""), pa.scalar(None, pa.string()), ids)
+    no_id = pc.or_(pc.equal(ids, ""), pc.match_substring(ids, "\0"))
+    return pc.if_else(no_id, pa.scalar(None, pa.string()), ids)
 
 
 def _exactly(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:

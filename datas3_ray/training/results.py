@@ -39,7 +39,7 @@ class Sweep:
     selections: Mapping[str, Selection]
     scored_versions: Mapping[str, int]
     """Of the test tables, and of the query tables where they choose the winners."""
-    scored_contents: Mapping[str, int]
+    scored_contents: Mapping[str, int | str]
     """Of each the version in which its rows last changed."""
 
     def scored(self, deployment: Deployment) -> list[str]:

@@ -141,7 +141,7 @@ def _open(lake: Lake, config: SweepConfig, name: str, deployments: Mapping[str, 
         deployments=deployments,
         selections={chosen: lake.selection(chosen) for chosen in wanted},
         scored_versions={each: lake.image_table(each).version for each in scored},
-        scored_contents={each: lake.image_table(each).content_version for each in scored},
+        scored_contents={each: lake.image_table(each).content_mark for each in scored},
     )
 
 

@@ -34,6 +34,9 @@ def test_known_answers(share: Any, lower: int, upper: Any, expected: list[int]) 
         ((0.5, 0.0, 0.0), (2, 10, 10), 7, [2, 3, 2]),
         ((0.0, 0.0), (5, 5), 3, [2, 1]),
         ((1e-300, 2e-300), (50, 50), 9, [3, 6]),
+        # 4/3 and 1/3 have one fraction, though not to a float64.
+        ((4.0, 1.0, 4.0), (7, 3, 11), 3, [2, 0, 1]),
+        ((4.0, 1.0, 1.0), (11, 7, 5), 16, [11, 3, 2]),
     ],
 )
 def test_known_multiplicative_answers(target: Any, upper: Any, total: int, expected: list[int]) -> None:

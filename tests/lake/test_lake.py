@@ -11,6 +11,7 @@ from conftest import vector_rows
 from datas3_ray import Lake
 from datas3_ray.errors import UsageError
 from datas3_ray.lake.storage import commit, dataset_uri, open_dataset, write_fragments
+from datas3_ray.selectors import SemDeDup
 
 
 @pytest.fixture
@@ -44,6 +45,7 @@ def test_adding_appends_and_keeps_the_order_of_columns(lake: Lake, rows: pa.Tabl
         (lambda t: t.drop_columns(["id"]), "need a string column 'id'"),
         (lambda t: t.set_column(0, "id", pa.array(["a", "a", "c"])), "repeat 1 ids, 'a'"),
         (lambda t: t.set_column(0, "id", pa.array(["a", None, "c"])), "1 missing ids"),
+        (lambda t: t.set_column(0, "id", pa.array(["a", "b\0", "c"])), "an id with a NUL byte: 'b"),
         (lambda t: t.set_column(2, "vec", pa.array([[1.0], [1.0, 2.0], [1.0]])), "lengths [1, 2]"),
     ],
 )
@@ -51,6 +53,17 @@ def test_rows_that_cannot_be_meant_are_refused_before_anything_is_written(lake, 
     with pytest.raises(UsageError, match=says.replace("[", r"\[").replace("]", r"\]")):
         lake.add("pool", change(rows))
     assert lake.names() == []
+
+
+def test_vectors_of_doubles_become_floats_and_what_floats_cannot_hold_is_not_usable(lake: Lake, rows: pa.Table) -> None:
+    doubles = pa.FixedSizeListArray.from_arrays(pa.array([1e39, 1.0, 1e-60, 0.0, 1.0, 2.0]), 2)
+    lake.add("pool", rows.set_column(2, "vec", doubles))
+    assert lake.table("pool").schema.field("vec").type == pa.list_(pa.float32(), 2)
+    lancedb.connect(lake.uri).create_table("foreign", pa.table({"id": ["a", "b", "c"], "vec": doubles}))
+    for table in ("pool", "foreign"):
+        dedup = SemDeDup(column="vec", clusters=1).select(lake, table)
+        assert dedup.ids().to_pylist() == ["c"]
+        assert dedup.lineage()["counts"]["invalid"] == 2
 
 
 def test_a_second_batch_must_fit_the_table(lake: Lake, rows: pa.Table) -> None:

@@ -59,6 +59,12 @@ def test_a_list_in_a_file_counts_by_its_content(pool, tmp_path) -> None:
     assert selector.select(pool, "pool", name="named", replace=True).ids().to_pylist() == ["0", "5"]
 
 
+def test_a_file_that_begins_with_a_byte_order_mark(pool, tmp_path) -> None:
+    (tmp_path / "words.txt").write_bytes(b"\xef\xbb\xbfzebra\r\npolar bear\r\n")
+    selection = CaptionWords(words=str(tmp_path / "words.txt")).select(pool, "pool")
+    assert selection.ids().to_pylist() == ["0", "3", "4", "5"]
+
+
 def test_mistakes(pool, tmp_path) -> None:
     (tmp_path / "empty.txt").write_text("\n  \n")
     for parameters, sentence in (

@@ -60,6 +60,8 @@ def test_mistakes(lake, make_pool) -> None:
     for wrong in ({"image": "a"}, {"image": "a", "text": "b", "score_column": "c"}, {}):
         with pytest.raises(UsageError, match="give image and text, two vector columns, or score_column"):
             ClipScore(size=1, **wrong)
+    with pytest.raises(UsageError, match="two vector columns, and both are 'vec'"):
+        ClipScore(image="vec", text="vec", size=1)
     with pytest.raises(UsageError, match="give either size or threshold"):
         ClipScore(score_column="a")
     with pytest.raises(UsageError, match="threshold must be a number, not nan"):

@@ -205,6 +205,34 @@ def test_within_a_parent_selection(lake, make_pool, method) -> None:
 
 
 @pytest.mark.parametrize("method", PARAMETERS)
+def test_within_a_parent_that_kept_nothing_there_is_nothing_to_choose(lake, make_pool, method) -> None:
+    build(lake, make_pool)
+    make_selector("expert", {"where": "label = 'nobody'"}).select(lake, "pool", name="nothing")
+    selector = make_selector(method, PARAMETERS[method])
+    query = "query" if selector.needs_query else None
+    try:
+        inside = selector.select(lake, "pool", within="nothing", query=query, name="inside")
+    except UsageError as error:
+        assert "no eligible row" in str(error)
+        assert not lake.exists("inside")
+        return
+    assert len(inside) == inside.to_arrow().num_rows == 0
+    lineage = inside.lineage()
+    assert lineage["within"] == "nothing"
+    assert lineage["counts"]["outside"] == ROWS
+
+
+@pytest.mark.parametrize("method", EMBEDDING)
+def test_a_table_without_any_rows_left(lake, make_pool, method) -> None:
+    build(lake, make_pool)
+    lake.table("pool").dataset.delete("id is not null")
+    try:
+        assert len(select(lake, method)) == 0
+    except UsageError as error:
+        assert "no eligible row" in str(error)
+
+
+@pytest.mark.parametrize("method", PARAMETERS)
 def test_resizing_equals_selecting_at_that_size(lake, make_pool, method) -> None:
     build(lake, make_pool)
     selection = select(lake, method, name="s")
@@ -306,6 +334,14 @@ def test_the_lake_is_listed_once_for_a_selection(lake, make_pool, monkeypatch) -
     monkeypatch.setattr(Lake, "tables", lambda self, kind=None: listed.append(kind) or tables(self, kind))
     select(lake, "semdedup")
     assert listed == ["image"]
+
+
+def test_sizes_from_numpy_are_counts_and_shares() -> None:
+    assert make_selector("random", {"size": np.int64(1)}) == make_selector("random", {"size": 1})
+    assert isinstance(make_selector("ssp", {"column": "vec", "size": np.int32(7)}).size, int)
+    assert make_selector("random", {"size": np.float32(0.5)}) == make_selector("random", {"size": 0.5})
+    with pytest.raises(UsageError, match="size must not be negative"):
+        make_selector("random", {"size": np.int64(-1)})
 
 
 def test_sizes_in_percent() -> None:

@@ -89,6 +89,11 @@ def test_rules_can_be_left_out_and_changed(lake, make_pool) -> None:
     ]
 
 
+def test_a_quotient_that_is_the_limit_passes(lake, make_pool) -> None:
+    pool(lake, make_pool, [GOOD | {"width": 230, "height": 200}, GOOD | {"width": 231, "height": 200}])
+    assert DataCompBasic(max_aspect=1.15).select(lake, "pool").ids().to_pylist() == ["000"]
+
+
 def test_mistakes(lake, make_pool) -> None:
     pool(lake, make_pool, [GOOD])
     for parameters, sentence in (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from datas3_ray.errors import UsageError
 from datas3_ray.kernels.density import dbp_counts
 from datas3_ray.selectors import DensityPruning, SemDeDup
 
@@ -44,3 +45,9 @@ def test_on_what_semdedup_kept(lake, pool) -> None:
     assert len(selection) == int(len(dedup) * 0.5 + 0.5)
     assert set(selection.ids().to_pylist()) <= set(dedup.ids().to_pylist())
     assert selection.to_arrow().num_rows == len(dedup)
+
+
+@pytest.mark.parametrize("tau", [float("inf"), 1e-320, 0.0, -1.0])
+def test_temperatures_that_cannot_be_meant(tau) -> None:
+    with pytest.raises(UsageError, match="tau = .* is not allowed"):
+        DensityPruning(column="vec", size=9, tau=tau)

@@ -44,3 +44,16 @@ def test_predicates_that_do_not_parse(lake, pool, where) -> None:
     with pytest.raises(UsageError, match="does not work on table 'pool'"):
         Expert(where).select(lake, "pool")
     assert lake.names() == ["pool"]
+
+
+def test_a_predicate_that_fails_on_a_later_row_only(lake, make_pool) -> None:
+    make_pool(lake, "late", ["a", "b", "c", "d"], np.eye(4), fragments=4, code=["1", "5", "7", "x"])
+    with pytest.raises(UsageError, match="where = 'cast.code as int. > 3' does not work on table 'late'"):
+        Expert("cast(code as int) > 3").select(lake, "late")
+    assert lake.names() == ["late"]
+
+
+def test_the_predicate_is_given_once() -> None:
+    assert Expert(where="a > 1") == Expert("a > 1")
+    with pytest.raises(UsageError, match="'where' is given twice"):
+        Expert("a > 1", where="b > 1")

@@ -105,6 +105,18 @@ def test_an_id_twice(lake, pool, tmp_path, monkeypatch, bucket_rows) -> None:
     assert lake.names() == ["pool"]
 
 
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_files_that_say_nothing_of_the_rows(lake, pool, tmp_path, kind) -> None:
+    for ids, rows in (([], 0), (["1", "2"], 2)):
+        file = write(tmp_path, kind, ids, [0.5] * len(ids))
+        if not ids and kind == "parquet":
+            schema = pa.schema([("key", pa.string()), ("el2n", pa.float64())])
+            parquet.write_table(schema.empty_table(), file)
+        with pytest.raises(UsageError, match=f"has {rows} rows, and a number for none of the 80 rows.*column 'key'"):
+            ImportScore(file=file, id_column="key", score_column="el2n", size=1).select(lake, "pool")
+    assert lake.names() == ["pool"]
+
+
 def test_files_that_cannot_be_meant(lake, pool, tmp_path) -> None:
     file = write(tmp_path, "csv", ["001"], ["high"])
     parquet.write_table(

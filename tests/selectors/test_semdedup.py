@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from datas3_ray.errors import UsageError
@@ -268,6 +269,85 @@ def test_an_update_that_more_than_new_rows_needs_compares_all(lake, make_pool, c
     centroids = first.lineage()["report"]["centroids"]
     whole = SemDeDup(column="vec", centroids=centroids, eps=0.05, **rule).select(lake, "pool", name="whole")
     assert updated.to_arrow().equals(whole.to_arrow())
+
+
+@pytest.mark.parametrize("column", ["sharpness", "vec"])
+def test_an_update_after_values_were_written_again_compares_all(lake, make_pool, column) -> None:
+    vectors = near_duplicates(120, 6)
+    ids = [f"{i:03}" for i in range(120)]
+    make_pool(lake, "pool", ids, vectors, fragments=2, sharpness=np.arange(120.0), other=np.zeros(120))
+    selector = SemDeDup(column="vec", clusters=3, eps=0.05, keep="sharpness")
+    first = selector.select(lake, "pool", name="first")
+    # Lance leaves the old values' file in place for its other columns.
+    values = {"sharpness": -np.arange(120.0), "vec": vectors[::-1]}[column]
+    rewrite(lake, "pool", ids, column, values)
+    make_pool(lake, "pool", ["new"], vectors[:1], sharpness=[7.0], other=[0.0])
+    updated = selector.update(lake, "pool", since="first", name="updated")
+    assert "new_rows" not in updated.lineage()["report"]
+    centroids = first.lineage()["report"]["centroids"]
+    same = SemDeDup(column="vec", centroids=centroids, eps=0.05, keep="sharpness")
+    assert updated.to_arrow().equals(same.select(lake, "pool", name="whole").to_arrow())
+    assert not updated.to_arrow().slice(0, 120).equals(first.to_arrow())
+    # A column that is not read may be written again.
+    rewrite(lake, "pool", [*ids, "new"], "other", np.ones(121))
+    make_pool(lake, "pool", ["newer"], vectors[1:2], sharpness=[8.0], other=[0.0])
+    again = selector.update(lake, "pool", since="updated", name="again")
+    assert again.lineage()["report"]["new_rows"] == 1
+    assert again.to_arrow().equals(same.select(lake, "pool", name="everything").to_arrow())
+
+
+def test_updates_of_updates_by_the_same_selector(lake, make_pool) -> None:
+    vectors = near_duplicates(90, 5)
+    make_pool(lake, "pool", [f"{i:03}" for i in range(80)], vectors[:80], fragments=2)
+    for clusters in (4, None):
+        selector = SemDeDup(column="vec", clusters=clusters, eps=0.05)
+        selector.select(lake, "pool", name="dedup", replace=True)
+        for turn in range(2):
+            name = f"{clusters}-{turn}"
+            make_pool(lake, "pool", [name], vectors[80 + turn : 81 + turn])
+            updated = selector.update(lake, "pool", since="dedup", name="dedup", replace=True)
+            assert updated.lineage()["report"]["new_rows"] == 1
+    SemDeDup(column="vec", clusters=4, eps=0.05).select(lake, "pool", name="four")
+    make_pool(lake, "pool", ["z"], vectors[-1:])
+    SemDeDup(column="vec", clusters=4, eps=0.05).update(lake, "pool", since="four", name="four", replace=True)
+    with pytest.raises(UsageError, match="was made with clusters: 4; an update keeps"):
+        SemDeDup(column="vec", clusters=5, eps=0.05).update(lake, "pool", since="four", name="five")
+
+
+def test_an_update_of_half_precision_vectors(lake) -> None:
+    vectors = near_duplicates(82, 5).astype(np.float16)
+
+    def rows(first: int, last: int) -> pa.Table:
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors[first:last].reshape(-1)), vectors.shape[1])
+        return pa.table({"id": [f"{i:03}" for i in range(first, last)], "vec": column})
+
+    lake.add("pool", rows(0, 80))
+    assert lake.table("pool").schema.field("vec").type.value_type == pa.float16()
+    first = SemDeDup(column="vec", clusters=2, eps=0.05).select(lake, "pool", name="first")
+    lake.add("pool", rows(80, 82))
+    updated = SemDeDup(column="vec", eps=0.05).update(lake, "pool", since="first", name="updated")
+    assert updated.lineage()["report"]["new_rows"] == 2
+    centroids = first.lineage()["report"]["centroids"]
+    whole = SemDeDup(column="vec", centroids=centroids, eps=0.05).select(lake, "pool", name="whole")
+    assert updated.to_arrow().equals(whole.to_arrow())
+
+
+def rewrite(lake, name: str, ids: list[str], column: str, values: np.ndarray) -> None:
+    """Other values in a column, in place: every fragment gets a file with that column alone."""
+    import lance
+
+    table = lake.table(name)
+    of = dict(zip(ids, values, strict=True))
+    kind = table.schema.field(column).type
+    changed, fields = [], []
+    for fragment in table.dataset.get_fragments():
+        there = fragment.to_table(columns=["id"]).column("id").to_pylist()
+        mine = np.stack([of[one] for one in there])
+        array = pa.FixedSizeListArray.from_arrays(mine.reshape(-1), type=kind) if mine.ndim > 1 else pa.array(mine)
+        metadata, fields = fragment.update_columns(pa.table({"id": there, column: array}), left_on="id", right_on="id")
+        changed.append(metadata)
+    operation = lance.LanceOperation.Update(updated_fragments=changed, fields_modified=fields)
+    lance.LanceDataset.commit(table.uri, operation, read_version=table.version)
 
 
 def test_an_update_of_something_else_is_refused(lake, make_pool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from datas3_ray.errors import UsageError
 from datas3_ray.kernels.hashing import gumbel, hash64, id_words
 from datas3_ray.kernels.tsds import spread_mass
 from datas3_ray.selectors import TSDS, tsds
@@ -100,6 +101,34 @@ def test_the_draw_is_gumbel_noise_on_the_log_probability(cloud) -> None:
     other = TSDS(column="vec", size=20, alpha=0.9, sigma=0.3, seed=5).select(lake, "pool", query="query")
     assert set(other.ids().to_pylist()) != set(selection.ids().to_pylist())
     assert probabilities(other).tolist() == probability.tolist()
+
+
+def test_all_copies_of_the_nearest_row_share_the_mass(lake, make_pool) -> None:
+    vectors = np.random.default_rng(2).normal(size=(40, 4))
+    vectors[:8] = vectors[0]
+    make_pool(lake, "pool", [f"{i:02}" for i in range(40)], vectors, fragments=2)
+    make_pool(lake, "query", ["q"], vectors[:1])
+    selection = TSDS(column="vec", size=8, alpha=1.0).select(lake, "pool", query="query")
+    assert probabilities(selection).tolist() == [0.125] * 8 + [0.0] * 32
+    assert selection.lineage()["report"]["support"] == len(selection) == 8
+    limited = TSDS(column="vec", size=8, alpha=1.0, max_neighbours=3).select(lake, "pool", query="query")
+    assert len(limited) == 3
+
+
+@pytest.mark.parametrize("sigma", [1e-8, 1e-200])
+def test_the_smallest_radius_counts_copies_alone(cloud, sigma) -> None:
+    lake, *_ = cloud
+    tiny, small = (
+        TSDS(column="vec", size=9, sigma=each, scale=0.05).select(lake, "pool", query="query") for each in (sigma, 1e-6)
+    )
+    np.testing.assert_allclose(probabilities(tiny), probabilities(small), rtol=1e-9)
+
+
+def test_a_radius_that_is_given_and_a_pool_without_rows(cloud) -> None:
+    lake, *_ = cloud
+    lake.table("pool").dataset.delete("id is not null")
+    with pytest.raises(UsageError, match="no eligible row"):
+        TSDS(column="vec", size=9, sigma=0.1).select(lake, "pool", query="query")
 
 
 @pytest.mark.parametrize("rows", [1, 2, 15])
