@@ -166,7 +166,7 @@ class SelectStep(Step):
         counts = selection.lineage()["counts"]
         share = counts["kept"] / counts["eligible"] if counts["eligible"] else 0.0
         text = f"{counts['kept']} of {counts['eligible']} rows kept ({share:.1%})"
-        for key, word in (("invalid", "without a usable vector"), ("shortfall", "fewer than asked for")):
+        for key, word in (("invalid", "without a usable value or vector"), ("shortfall", "fewer than asked for")):
             text += f", {counts[key]} {word}" if counts[key] else ""
         return Outcome(("up to date: " if skipped else "") + text, skipped=skipped)
 

@@ -171,6 +171,12 @@ class Selector(BaseModel):
         travels(type(self))
         view = View(pool, self.vector(), parent.within(pool) if parent is not None else None, held_out_ids(made.splits))
         outcome = self.choose(Inputs(lake, pool, view, made.query, parent, made.splits))
+        counts = outcome.mapped.counts()
+        if counts.invalid and not counts.eligible:
+            raise UsageError(
+                f"{self.method}: of the {counts.invalid} rows of table '{table}' to choose from, none has a usable "
+                "value in the columns that it reads."
+            )
         return _save(lake, name, view, outcome, {**made.identity, "fingerprint": mark}, started)
 
     def is_current(

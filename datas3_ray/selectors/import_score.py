@@ -95,7 +95,7 @@ class ImportScore(Selector):
         pieces = [piece for stream in streams for piece in stream]
         mapped, rows = join_scores(inputs, pieces, f"import_score: '{self.file}'")
         counts = mapped.counts()
-        if counts.eligible == 0 and counts.invalid:
+        if counts.invalid and not counts.eligible:
             raise UsageError(
                 f"import_score: '{self.file}' has {rows} rows, and a number for none of the {counts.invalid} rows to "
                 f"choose from; column '{self.id_column}' must hold the ids of table '{inputs.table.name}'."

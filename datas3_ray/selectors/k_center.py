@@ -261,7 +261,15 @@ def _load(fragment: Fragment, metric: str, hold: bool) -> _Held:
 
 
 def _block(vectors: np.ndarray, metric: str) -> Rows:
-    return Rows.of(normalize(vectors)[0] if metric == "cosine" else vectors, device())
+    if metric == "cosine":
+        return Rows.of(normalize(vectors)[0], device())
+    try:
+        return Rows.of(vectors, device())
+    except ValueError:
+        raise UsageError(
+            "k_center: a vector is longer than 1e18, whose square float32 cannot hold; scale the column down, or use "
+            "metric: cosine."
+        ) from None
 
 
 def _opening(held: _Held, seed: int, start_id: str | None) -> tuple[int, str, _Picked] | None:

@@ -187,7 +187,8 @@ def test_pools_of_one_row_and_of_none(lake, make_pool) -> None:
     table = BlindCoreset(column="vec", size=1, draws=10).select(lake, "one").to_arrow()
     assert [table.column(name).to_pylist() for name in ("keep", "score", "weight")] == [[True], [0.0], [1.0]]
     make_pool(lake, "none", ["a", "b"], [[0.0, 0.0], [np.nan, 1.0]])
-    assert len(BlindCoreset(column="vec", size=1, draws=10).select(lake, "none")) == 0
+    with pytest.raises(UsageError, match="blind_coreset: of the 2 rows of table 'none' to choose from, none has"):
+        BlindCoreset(column="vec", size=1, draws=10).select(lake, "none")
 
 
 def test_mistakes_are_one_sentence(lake, make_pool) -> None:

@@ -223,6 +223,14 @@ def test_within_a_parent_that_kept_nothing_there_is_nothing_to_choose(lake, make
 
 
 @pytest.mark.parametrize("method", EMBEDDING)
+def test_a_table_without_any_usable_vector(lake, make_pool, method) -> None:
+    build(lake, make_pool, vectors=np.zeros((ROWS, DIMENSIONS)))
+    with pytest.raises(UsageError, match="no eligible row|none has a usable value"):
+        select(lake, method, name="s")
+    assert not lake.exists("s")
+
+
+@pytest.mark.parametrize("method", EMBEDDING)
 def test_a_table_without_any_rows_left(lake, make_pool, method) -> None:
     build(lake, make_pool)
     lake.table("pool").dataset.delete("id is not null")

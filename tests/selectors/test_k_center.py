@@ -91,6 +91,13 @@ def test_it_can_be_cut_shorter_and_not_longer(lake, line) -> None:
         selection.resize(4)
 
 
+def test_lengths_whose_squares_float32_cannot_hold(lake, make_pool) -> None:
+    make_pool(lake, "pool", ["a", "b", "c"], np.array([[1e19, 1.0], [1.0, 0.0], [0.0, 1.0]]))
+    with pytest.raises(UsageError, match="k_center: a vector is longer than 1e18.*scale the column down"):
+        KCenter(column="vec", size=2, metric="euclidean").select(lake, "pool")
+    assert len(KCenter(column="vec", size=2).select(lake, "pool")) == 2
+
+
 def test_starting_row(lake, line) -> None:
     with pytest.raises(UsageError, match="start = 'p2' is no eligible row of table 'pool'"):
         KCenter(column="vec", size=2, start="p2").select(lake, "pool")

@@ -11,7 +11,7 @@ import pytest
 from datas3_ray.errors import UsageError
 from datas3_ray.kernels.hashing import hash64, id_words
 from datas3_ray.kernels.strata import stratum_counts
-from datas3_ray.selectors import ImageAlign, ImportScore, Random, Stratified
+from datas3_ray.selectors import Expert, ImageAlign, ImportScore, Random, Stratified
 
 
 def brute_force(ids, value, size, bins, beta, hardest, seed) -> set[str]:
@@ -70,11 +70,6 @@ def test_rows_without_a_finite_score_are_invalid(lake, make_pool) -> None:
     assert (counts["invalid"], counts["eligible"], counts["shortfall"]) == (3, 3, 7)
 
 
-def test_no_row_with_a_score(lake, make_pool) -> None:
-    make_pool(lake, "pool", ["a"], np.ones((1, 2)), loss=pa.array([None], pa.float64()))
-    assert len(Stratified(score_column="loss", size=5).select(lake, "pool")) == 0
-
-
 @pytest.mark.parametrize("compacted", [False, True])
 def test_scores_of_another_selection(lake, make_pool, compacted) -> None:
     rng = np.random.default_rng(5)
@@ -124,3 +119,11 @@ def test_mistakes(lake, make_pool) -> None:
             Stratified(size=1, **wrong)
     with pytest.raises(UsageError, match="stratified: beta = 1"):
         Stratified(score_column="a", size=1, beta=1)
+
+
+def test_scores_that_are_nowhere(lake, make_pool) -> None:
+    make_pool(lake, "pool", ["a", "b"], np.eye(2), empty=pa.array([None, None], pa.float64()))
+    Expert("id = 'a'").select(lake, "pool", name="no-scores")
+    for parameters in ({"selection": "no-scores"}, {"score_column": "empty"}):
+        with pytest.raises(UsageError, match="stratified: of the 2 rows of table 'pool' to choose from, none has"):
+            Stratified(size=1, **parameters).select(lake, "pool")
