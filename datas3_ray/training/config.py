@@ -145,6 +145,14 @@ class SweepConfig(BaseModel):
             return {**values, "grid": _grid(str(name), values["grid"])}
         return values
 
+    @model_validator(mode="after")
+    def _without_what_means_nothing(self) -> SweepConfig:
+        for key in find_model(self.model).ignores:
+            value = getattr(self, key)
+            if value != type(self).model_fields[key].default:
+                raise UsageError(f"{key} = {value!r} means nothing to model {self.model}; leave it out.")
+        return self
+
     def points(self) -> list[dict[str, int | float]]:
         """The points to train in the grid's order, the last hyper-parameter varying fastest."""
         every = [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]

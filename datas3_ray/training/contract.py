@@ -156,6 +156,8 @@ class Model(Protocol):
     """Of ``classification``, ``regression``, ``detection`` and ``image_text``; the first is the default."""
     hyperparameters: Mapping[str, HyperParameter]
     options: type[Options]
+    ignores: tuple[str, ...]
+    """Settings of a sweep that mean nothing to it; to set one is a mistake that is told before work starts."""
 
     def prepare(
         self, lake: Lake, config: SweepConfig, selections: Mapping[str, Selection], tests: Mapping[str, Table]

@@ -14,6 +14,9 @@ from datas3_ray.training.models import model
 SHIPPED = Path(__file__).resolve().parents[2] / "tune_configs" / "vit_linear_probe.yaml"
 
 
+IMAGES = {"grid": {"batch_size": 4, "lr": 0.1}}
+
+
 def test_the_shipped_file_is_the_paper_s_grid() -> None:
     config = load_sweep_config(SHIPPED)
     assert config == SweepConfig()
@@ -57,6 +60,18 @@ def test_how_many_run_at_once_is_not_part_of_the_settings() -> None:
         ({"validation": 1}, "validation: .*less than 1, got 1"),
         ({"seed": [1, 1]}, "seed: .*different whole numbers"),
         ({"seed": -1}, "seed: .*different whole numbers"),
+        ({"weights": "w.pt"}, "weights = 'w.pt' means nothing to model vit_linear_probe; leave it out"),
+        ({"samples": 9}, "samples = 9 means nothing"),
+        ({"sampling": "rs2"}, "sampling = 'rs2' means nothing"),
+        ({"weight": "w"}, "weight = 'w' means nothing"),
+        ({"workers": 2}, "workers = 2 means nothing"),
+        ({"cache_gb": 1}, "cache_gb = 1.0 means nothing"),
+        ({**IMAGES, "model": "resnet50", "column": "vec"}, "column = 'vec' means nothing to model resnet50"),
+        ({**IMAGES, "model": "vit_lora", "normalize": False}, "normalize = False means nothing"),
+        ({**IMAGES, "model": "clip", "standardize": True}, "standardize = True means nothing"),
+        ({**IMAGES, "model": "yolov8n", "sampling": "rs2"}, "sampling = 'rs2' means nothing"),
+        ({**IMAGES, "model": "yolov8n", "weight": "w"}, "weight = 'w' means nothing"),
+        ({**IMAGES, "model": "yolov8n", "workers": 2}, "workers = 2 means nothing"),
     ],
 )
 def test_one_sentence_for_each_mistake(values: dict[str, Any], sentence: str) -> None:

@@ -83,6 +83,7 @@ class Clip:
         "weight_decay": HyperParameter(float, 0, required=False),
     }
     options = ClipOptions
+    ignores = ("column", "normalize", "standardize")
 
     def prepare(
         self, lake: Lake, config: SweepConfig, selections: Mapping[str, Selection], tests: Mapping[str, Table]

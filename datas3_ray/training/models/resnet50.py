@@ -36,6 +36,7 @@ class ResNet50:
     tasks = ("classification", "regression")
     hyperparameters = HYPERPARAMETERS
     options = ResNet50Options
+    ignores = ("column", "normalize", "standardize")
 
     def prepare(
         self, lake: Lake, config: SweepConfig, selections: Mapping[str, Selection], tests: Mapping[str, Table]

@@ -34,6 +34,7 @@ class VitLinearProbe:
     checkpoint = "probe.pt"
     tasks = ("classification", "regression")
     options = Options
+    ignores = ("weights", "samples", "sampling", "weight", "cache_gb", "workers")
     hyperparameters: Mapping[str, HyperParameter] = {
         "batch_size": HyperParameter(int, 1),
         "lr": HyperParameter(float, 0, minimum_allowed=False),

@@ -63,6 +63,7 @@ class VitLora:
     tasks = ("classification", "regression")
     hyperparameters = HYPERPARAMETERS
     options = VitLoraOptions
+    ignores = ("column", "normalize", "standardize")
 
     def prepare(
         self, lake: Lake, config: SweepConfig, selections: Mapping[str, Selection], tests: Mapping[str, Table]

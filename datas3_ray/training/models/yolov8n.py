@@ -56,6 +56,7 @@ class Yolov8n:
         "weight_decay": HyperParameter(float, 0, required=False),
     }
     options = Yolov8nOptions
+    ignores = ("column", "normalize", "standardize", "sampling", "weight", "workers", "cache_gb")
 
     def prepare(
         self, lake: Lake, config: SweepConfig, selections: Mapping[str, Selection], tests: Mapping[str, Table]
@@ -122,14 +123,6 @@ def _settings(point: Point, config: SweepConfig) -> YoloSettings:
 
 def _check(config: SweepConfig) -> None:
     """Raise a UsageError for settings of the sweep that ultralytics' trainer cannot follow."""
-    for key, value, only in (
-        ("sampling", config.sampling, "shuffle"),
-        ("weight", config.weight, None),
-        ("workers", config.workers, 1),
-    ):
-        if value != only:
-            allowed = "leave it out" if only is None else f"it takes only {only!r}"
-            raise UsageError(f"{key} = {value!r} is not possible with model yolov8n; {allowed}.")
     for key, values in (*config.grid.items(), ("weight_decay", (config.weight_decay,))):
         if key in ("lr", "weight_decay") and max(values) > 1:
             raise UsageError(f"{key} = {max(values):g} is not possible with model yolov8n; it takes at most 1.")
