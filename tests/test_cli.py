@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,11 @@ def test_export(filled, tmp_path, capsys, suffix) -> None:
         (["show", "pol", "--lake", "LAKE"], 2, "no table 'pol'"),
         (["query", "pool", "--like", "zz", "--lake", "LAKE"], 2, "has no row 'zz'"),
         (["query", "pool", "--like", "07", "--where", "x =", "--lake", "LAKE"], 2, "where = 'x =' does not work"),
+        (
+            ["query", "pool", "--like", "07", "--where", "labl = 'a'", "--lake", "LAKE"],
+            2,
+            "Did you mean 'label'?\n",
+        ),
         (["diff", "all", "pool", "--lake", "LAKE"], 2, "is a table of kind image, not a selection"),
         (["export", "some", "kept.doc", "--lake", "LAKE"], 2, "must end in one of .parquet"),
         (["export", "some", "/no/folder/kept.csv", "--lake", "LAKE"], 2, "there is no folder /no/folder"),
@@ -111,6 +117,22 @@ def test_mistakes(filled, capsys, words, status, says) -> None:
     assert "Traceback" not in complaint
     assert complaint.count("\n") == 1
     assert filled.names() == before
+
+
+def test_a_store_that_does_not_answer_is_one_sentence(filled, capsys, monkeypatch) -> None:
+    from datas3_ray import retry
+
+    monkeypatch.setattr(retry, "DELAYS", ())
+    with socket.socket() as closed:  # bound and not listening: nobody answers there
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
+            monkeypatch.setenv(key, "us-east-1")
+        monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+        status, _, complaint = datas3("ls", "--lake", "s3://bucket/lake", capsys=capsys)
+    assert status == 1
+    assert complaint.startswith("error: listing the tables of s3://bucket/lake failed: ")
+    assert complaint.endswith("Connection refused; run the same command again when the store answers.\n")
 
 
 def test_a_recipe_runs_and_is_planned_from_the_command(filled, tmp_path, capsys) -> None:
