@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -67,6 +68,26 @@ def engine_reason(error: BaseException) -> str:
         text = f"{text.rstrip(' :')}: {causes[-1]}"
     text = text.rstrip(" .:") or type(error).__name__
     return text if text.endswith(("?", "!")) else f"{text}."
+
+
+def require_file_name(path: Path) -> None:
+    """Raise a UsageError where no file can be written: at a folder's own name, or below a file.
+
+    >>> require_file_name(Path("/"))
+    Traceback (most recent call last):
+    datas3_ray.errors.UsageError: cannot write to /: it is a folder; name a file.
+    """
+    if path.is_dir():
+        raise UsageError(f"cannot write to {path}: it is a folder; name a file.")
+    blocked = in_the_way(path)
+    if blocked is not None:
+        raise UsageError(f"cannot write to {path}: {blocked} is a file and no folder; name another place.")
+
+
+def in_the_way(path: Path) -> Path | None:
+    """The file that stands where ``path`` needs a folder above it, or None."""
+    nearest = next((parent for parent in path.parents if parent.exists()), None)
+    return nearest if nearest is not None and not nearest.is_dir() else None
 
 
 def checked(

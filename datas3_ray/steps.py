@@ -82,15 +82,27 @@ class SyntheticStep(Step):
     seed: int = Field(default=0, ge=0)
 
     def plan(self, context: Context) -> str:
-        """The generator looks for itself whether the world is there."""
-        return f"draw {self.images} images into {self.folder} unless they are there"
+        """Whether the world is there."""
+        return "up to date" if self._is_there() else f"draw {self.images} images into {self.folder}"
 
     def run(self, context: Context) -> Outcome:
-        """Draw the shards."""
-        from datas3_ray.sources.synthetic import World, generate
+        """Draw the shards, unless they are there."""
+        from datas3_ray.sources.synthetic import generate
 
-        summary = generate(self.folder, World(images=self.images, seed=self.seed))
-        return Outcome(f"{summary.images} images and {summary.corrupt} broken files in {self.folder}")
+        skipped = self._is_there()
+        summary = generate(self.folder, self._world())
+        text = f"{summary.images} images and {summary.corrupt} broken files in {self.folder}"
+        return Outcome(("up to date: " if skipped else "") + text, skipped=skipped)
+
+    def _world(self) -> Any:
+        from datas3_ray.sources.synthetic import World
+
+        return World(images=self.images, seed=self.seed)
+
+    def _is_there(self) -> bool:
+        from datas3_ray.sources.synthetic import is_complete
+
+        return is_complete(Path(self.folder), self._world())
 
 
 class IngestStep(Step):

@@ -102,6 +102,13 @@ def test_export(filled, tmp_path, capsys, suffix) -> None:
         (["diff", "all", "pool", "--lake", "LAKE"], 2, "is a table of kind image, not a selection"),
         (["export", "some", "kept.doc", "--lake", "LAKE"], 2, "must end in one of .parquet"),
         (["export", "some", "/no/folder/kept.csv", "--lake", "LAKE"], 2, "there is no folder /no/folder"),
+        (["export", "some", "FOLDER", "--lake", "LAKE"], 2, "it is a folder; name a file"),
+        (["report", "--to", ".", "--lake", "LAKE"], 2, "cannot write to .: it is a folder; name a file"),
+        (["submit", "some", "--output", ".", "--lake", "LAKE"], 2, "cannot write to .: it is a folder; name a file"),
+        (["leaderboard", "--html", ".", "--lake", "LAKE"], 2, "cannot write to .: it is a folder; name a file"),
+        (["quickstart", "--folder", "FILE"], 2, "/data: FILE is a file; name a folder"),
+        (["run", "pipelines/quickstart.yaml", "--set", "folder=FILE"], 2, "/data: FILE is a file; name a folder"),
+        (["run", "pipelines/quickstart.yaml", "--set", "folder=FILE", "--dry-run"], 2, "FILE is a file; name a folder"),
         (["leaderboard", "--lake", "LAKE"], 1, "has no results yet"),
         (["run", "nowhere.yaml"], 2, "no file nowhere.yaml"),
         (["run"], 2, "Missing argument"),
@@ -109,9 +116,15 @@ def test_export(filled, tmp_path, capsys, suffix) -> None:
         (["ls", "--lakes", "x"], 2, "No such option"),
     ],
 )
-def test_mistakes(filled, capsys, words, status, says) -> None:
+def test_mistakes(filled, tmp_path, capsys, words, status, says) -> None:
     before = filled.names()
-    got, _, complaint = datas3(*[filled.uri if word == "LAKE" else word for word in words], capsys=capsys)
+    file, folder = tmp_path / "file", tmp_path / "folder.csv"
+    file.touch()
+    folder.mkdir()
+    for word, meant in (("LAKE", filled.uri), ("FILE", str(file)), ("FOLDER", str(folder))):
+        words = [given.replace(word, meant) for given in words]
+        says = says.replace(word, meant)
+    got, _, complaint = datas3(*words, capsys=capsys)
     assert got == status
     assert says in complaint
     assert "Traceback" not in complaint

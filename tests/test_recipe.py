@@ -150,6 +150,18 @@ def test_a_page_is_written_anew_only_when_something_changed(filled, tmp_path) ->
     assert not run_recipe(changed, say=lambda _: None, progress=False)[1].skipped
 
 
+def test_a_world_that_is_there_is_planned_as_such(filled, tmp_path) -> None:
+    world = {"name": "world", "synthetic": {"folder": str(tmp_path / "data"), "images": 100}}
+    raw = recipe(filled, world, {"name": "page", "report": {}}, output=str(tmp_path / "out"))
+    plan: list[str] = []
+    run_recipe(parse_recipe(raw), dry_run=True, say=plan.append)
+    assert "draw 100 images" in plan[0] and "since world will change" in plan[1]
+    run_recipe(parse_recipe(raw), say=lambda _: None, progress=False)
+    run_recipe(parse_recipe(raw), dry_run=True, say=plan.append)
+    assert all("up to date" in line for line in plan[2:])
+    assert all(outcome.skipped for outcome in run_recipe(parse_recipe(raw), say=lambda _: None, progress=False))
+
+
 def test_a_page_can_go_to_an_object_store(filled) -> None:
     import fsspec
 
