@@ -130,12 +130,14 @@ def run_recipe(
     outcomes = []
     width = max(len(step.name) for step in recipe.steps)
     changed: set[str] = set()
+    wider: set[str] = set()
     for step in recipe.steps:
         if dry_run:
             stale = step.stale(changed)
-            plan = f"will run, since {stale} will change" if stale else step.plan(context)
+            plan = f"will run, since {stale} will change" if stale else _plan(step, context, changed | wider)
             if not plan.startswith("up to date"):
                 changed.update(step.makes())
+                wider.update(step.widens())
             say(f"{step.name:<{width}}  {step.kind:<9} {plan}")
             continue
         started = time.perf_counter()
@@ -144,6 +146,17 @@ def run_recipe(
         say(f"{step.name:<{width}}  {step.kind:<9} {outcome.sentence}  [{seconds:.1f} s]")
         outcomes.append(outcome)
     return outcomes
+
+
+def _plan(step: Step, context: Context, unsettled: set[str]) -> str:
+    """A step's plan. What it finds wrong may be what an earlier step will have put right, such as a missing column."""
+    try:
+        return step.plan(context)
+    except UsageError:
+        waits = min(unsettled & step.mentions(), default=None)
+        if waits is None:
+            raise
+        return f"will run, since {waits} will change"
 
 
 def _override(values: dict[str, Any], override: str, where: str) -> None:
