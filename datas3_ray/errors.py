@@ -53,6 +53,15 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
+def ended(text: str) -> str:
+    """A sentence with a full stop, unless it ends already.
+
+    >>> ended("it is a file"), ended("Did you mean 'a'?")
+    ('it is a file.', "Did you mean 'a'?")
+    """
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
 def engine_reason(error: BaseException) -> str:
     """What an engine complains of, as the end of a sentence on one line, without the engine's internals.
 
@@ -67,7 +76,7 @@ def engine_reason(error: BaseException) -> str:
     if dumps and causes:
         text = f"{text.rstrip(' :')}: {causes[-1]}"
     text = text.rstrip(" .:") or type(error).__name__
-    return text if text.endswith(("?", "!")) else f"{text}."
+    return ended(text)
 
 
 def require_file_name(path: Path) -> None:
@@ -168,7 +177,7 @@ def explain(error: ValidationError, known: Iterable[str], values: Mapping[str, A
         written, given = place, first["input"]
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    return f"{written} = {given!r} is not allowed: {message}." if written else f"{message}."
+    return ended(f"{written} = {given!r} is not allowed: {message}" if written else message)
 
 
 def _unknown(key: Any, known: Collection[str]) -> str:

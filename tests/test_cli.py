@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command import datas3
@@ -45,10 +46,15 @@ def test_ls_and_show(filled, capsys) -> None:
     shown = json.loads(datas3("show", "pool", "--lake", filled.uri, "--json", "--rows", "2", capsys=capsys)[1])
     assert shown["columns"]["vec"] == "fixed_size_list<item: float>[4]"
     assert [row["id"] for row in shown["rows"]] == ["00", "01"]
-    assert (
-        "nothing of table 'pool' was rejected"
-        in datas3("show", "pool", "--rejects", "--lake", filled.uri, capsys=capsys)[1]
-    )
+
+
+def test_rejects_are_those_of_an_ingest(filled, capsys) -> None:
+    words = ["--rejects", "--lake", filled.uri]
+    for name, kind in (("pool", "image"), ("some", "selection")):
+        said = datas3("show", name, *words, capsys=capsys)[1]
+        assert said == f"table '{name}' ({kind}) was not ingested, so nothing of it can have been rejected.\n"
+    filled.write("pool.ledger", pa.table({"shard": ["a.tar"]}), kind="ledger")
+    assert datas3("show", "pool", *words, capsys=capsys)[1] == "nothing of table 'pool' was rejected.\n"
 
 
 def test_query_finds_the_row_itself_first(filled, capsys) -> None:
@@ -114,6 +120,9 @@ def test_export(filled, tmp_path, capsys, suffix) -> None:
         (["run"], 2, "Missing argument"),
         (["runn"], 2, "No such command"),
         (["ls", "--lakes", "x"], 2, "No such option"),
+        (["query", "pool", "--like", "07", "--limit", "0"], 2, "or equal to 1. Try 'datas3 --help'.\n"),
+        (["gc", "--lake", "LAKE-typo"], 2, "no lake at LAKE-typo: there is no table there"),
+        (["score", "pool", "--scores", "el3n", "--lake", "LAKE"], 2, "tdds. Did you mean 'el2n'?\n"),
     ],
 )
 def test_mistakes(filled, tmp_path, capsys, words, status, says) -> None:

@@ -254,6 +254,8 @@ def test_what_cannot_be_meant_is_one_sentence(filled, change, says) -> None:
     [
         ("lake", "write key=value"),
         ("steps.q.select.from=x", "no step 'q'"),
+        ("steps.r={select: {from: x}}", "write steps.r.path=value"),
+        ("foldr=x", r"key 'foldr' is not a recipe's key and no \$\{foldr\} refers to it. Did you mean 'folder'"),
         ("lake.a=x", "only top-level keys"),
         ("steps.r.select.from.deep=x", "has no keys"),
         ("lake=[", "the value is not YAML"),
@@ -261,7 +263,7 @@ def test_what_cannot_be_meant_is_one_sentence(filled, change, says) -> None:
 )
 def test_overrides_that_cannot_be_meant(filled, override, says) -> None:
     with pytest.raises(UsageError, match=says):
-        parse_recipe(recipe(filled, SELECT), overrides=[override])
+        parse_recipe(recipe(filled, SELECT, folder="here", description="${folder}"), overrides=[override])
 
 
 def test_files_that_are_no_recipes(tmp_path) -> None:
