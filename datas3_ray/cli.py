@@ -14,7 +14,7 @@ from rich.table import Table as RichTable
 from datas3_ray.cli_benchmark import register as register_benchmark
 from datas3_ray.cli_lake import register
 from datas3_ray.cli_scores import register as register_scores
-from datas3_ray.errors import Datas3Error, UsageError
+from datas3_ray.errors import Datas3Error, UsageError, ended
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -105,7 +105,7 @@ def show(
     """Show a table: its columns, its lineage and its first rows; with --rejects, its quarantine by reason."""
     opened = _lake(lake)
     if rejects:
-        _print(_rejects(opened, name), as_json, f"nothing of table '{name}' was rejected.")
+        _print(_rejects(opened, name), as_json, _no_rejects(opened, name))
         return
     table = opened.table(name)
     wide = {*table.vector_columns(), "image", "thumbnail"}
@@ -204,7 +204,7 @@ def main() -> None:
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):
             message = error.format_message() if hasattr(error, "format_message") else str(error)
-            _fail(f"{message} Try 'datas3 --help'.", 2)
+            _fail(f"{ended(message)} Try 'datas3 --help'.", 2)
         raise
 
 
@@ -258,6 +258,14 @@ def _rejects(lake: Any, name: str) -> list[dict[str, Any]]:
         {"reason": reason, "rows": count, "example": example[reason], "meaning": REASONS.get(reason, "")}
         for reason, count in counts.most_common()
     ]
+
+
+def _no_rejects(lake: Any, name: str) -> str:
+    from datas3_ray.lake.ledger import ledger_name
+
+    if lake.exists(ledger_name(name)):
+        return f"nothing of table '{name}' was rejected."
+    return f"table '{name}' ({lake.kind(name)}) was not ingested, so nothing of it can have been rejected."
 
 
 def _json(value: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from datas3_ray.cli_lake import JsonOption, LakeOption, _lake, _say
-from datas3_ray.errors import Datas3Error, UsageError
+from datas3_ray.errors import Datas3Error, UsageError, require_file_name
 
 
 def register(app: typer.Typer) -> None:
@@ -80,6 +80,9 @@ def leaderboard(
     from datas3_ray.benchmark.leaderboard import leaderboard as make
     from datas3_ray.benchmark.paper_rows import published
 
+    for file in (csv, markdown, html):
+        if file is not None and file != "-":
+            require_file_name(Path(file))
     word = tables.scoring_of(scoring)
     cells = published(paper, paper_file)
     results = _lake(lake).results()

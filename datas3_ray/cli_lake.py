@@ -140,13 +140,20 @@ def _encoder(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _lake(uri: str, *, empty: bool = False) -> Lake:
-    """The lake; one without a table is a mistake, unless ``empty`` (a killed run may have left files only)."""
+    """The lake; one without a table is a mistake, unless ``empty`` and its folder is there: a killed run left it."""
     from datas3_ray.lake import Lake
 
     opened = Lake(uri)
-    if not empty and not opened.names():
+    if not opened.names() and not (empty and _has_folder(opened)):
         raise UsageError(f"no lake at {opened.uri}: there is no table there; name yours with --lake.")
     return opened
+
+
+def _has_folder(lake: Lake) -> bool:
+    from datas3_ray.lake.orphans import lake_filesystem
+
+    filesystem, root = lake_filesystem(lake.uri, lake.options)
+    return bool(filesystem.isdir(root))
 
 
 def _say(rows: list[dict[str, Any]], lines: list[str], as_json: bool) -> None:

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
 ModelT = TypeVar("ModelT", bound="BaseModel")
+
+# What the engines put around the sentence that matters: places in their sources, names of their layers, the statement
+# that they made of a predicate, advice on settings that nobody can reach here, columns of their own, and print-outs.
+_INTERNALS = (
+    (re.compile(r",? ?/?[\w./-]*\.rs:\d+(:\d+)?"), ""),
+    (re.compile(r"\b(LanceError\(\w+\)|(lance|External|Schema|Arrow|Query Execution) error): ?", re.IGNORECASE), ""),
+    (re.compile(r"\bInvalid (user )?input[:,] ?|\bError (during planning|applying filter expression to batch): ?"), ""),
+    (re.compile(r"Error \w+ statement: SELECT 1 FROM t WHERE.*\((?:sql parser error: )?(.*)\)"), r"\1"),
+    (re.compile(r" at Line: \d+, Column: \d+"), ""),
+    (re.compile(r"Column names are case sensitive\. You can .*? configuration\. "), ""),
+    (re.compile(r", _(row\w*|distance)"), ""),
+)
+_DUMP = re.compile(r"[ '(]*\b\w[\w(]* \{ \w+: .*")
+_CAUSE = re.compile(r"\b(?:message|error): \"([^\"]+)\"")
 
 
 class Datas3Error(Exception):
@@ -35,6 +51,52 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(word, list(choices), n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def ended(text: str) -> str:
+    """A sentence with a full stop, unless it ends already.
+
+    >>> ended("it is a file"), ended("Did you mean 'a'?")
+    ('it is a file.', "Did you mean 'a'?")
+    """
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
+def engine_reason(error: BaseException) -> str:
+    """What an engine complains of, as the end of a sentence on one line, without the engine's internals.
+
+    >>> engine_reason(ValueError("Schema error: No field named a. Did you mean 'b'?., /rust/lance/scanner.rs:839:33"))
+    "No field named a. Did you mean 'b'?"
+    """
+    text = " ".join(str(error).split())
+    for pattern, instead in _INTERNALS:
+        text = pattern.sub(instead, text)
+    causes = _CAUSE.findall(text)
+    text, dumps = _DUMP.subn("", text)
+    if dumps and causes:
+        text = f"{text.rstrip(' :')}: {causes[-1]}"
+    text = text.rstrip(" .:") or type(error).__name__
+    return ended(text)
+
+
+def require_file_name(path: Path) -> None:
+    """Raise a UsageError where no file can be written: at a folder's own name, or below a file.
+
+    >>> require_file_name(Path("/"))
+    Traceback (most recent call last):
+    datas3_ray.errors.UsageError: cannot write to /: it is a folder; name a file.
+    """
+    if path.is_dir():
+        raise UsageError(f"cannot write to {path}: it is a folder; name a file.")
+    blocked = in_the_way(path)
+    if blocked is not None:
+        raise UsageError(f"cannot write to {path}: {blocked} is a file and no folder; name another place.")
+
+
+def in_the_way(path: Path) -> Path | None:
+    """The file that stands where ``path`` needs a folder above it, or None."""
+    nearest = next((parent for parent in path.parents if parent.exists()), None)
+    return nearest if nearest is not None and not nearest.is_dir() else None
 
 
 def checked(
@@ -115,7 +177,7 @@ def explain(error: ValidationError, known: Iterable[str], values: Mapping[str, A
         written, given = place, first["input"]
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    return f"{written} = {given!r} is not allowed: {message}." if written else f"{message}."
+    return ended(f"{written} = {given!r} is not allowed: {message}" if written else message)
 
 
 def _unknown(key: Any, known: Collection[str]) -> str:

@@ -98,11 +98,12 @@ def parse_recipe(
         raise UsageError(f"{where}: the key 'lake' is missing; it names the folder or uri of the lake.")
     used: set[str] = set()
     top = {key: _resolve(value, values, used, (key,), where) for key, value in values.items()}
+    referred = used | _references(steps)
     for key in top:
-        if key not in _RESERVED and key not in used | _references(steps):
+        if key not in _RESERVED and key not in referred:
             raise UsageError(
                 f"{where}: key '{key}' is not a recipe's key and no ${{{key}}} refers to it."
-                + did_you_mean(key, _RESERVED)
+                + did_you_mean(key, [*_RESERVED, *sorted(referred)])
             )
     resolved = [_resolve(step, values, used, (), where) for step in steps]
     expanded = list(itertools.chain.from_iterable(_expand(step, number, where) for number, step in enumerate(resolved)))
@@ -130,12 +131,14 @@ def run_recipe(
     outcomes = []
     width = max(len(step.name) for step in recipe.steps)
     changed: set[str] = set()
+    wider: set[str] = set()
     for step in recipe.steps:
         if dry_run:
             stale = step.stale(changed)
-            plan = f"will run, since {stale} will change" if stale else step.plan(context)
+            plan = f"will run, since {stale} will change" if stale else _plan(step, context, changed | wider)
             if not plan.startswith("up to date"):
                 changed.update(step.makes())
+                wider.update(step.widens())
             say(f"{step.name:<{width}}  {step.kind:<9} {plan}")
             continue
         started = time.perf_counter()
@@ -144,6 +147,17 @@ def run_recipe(
         say(f"{step.name:<{width}}  {step.kind:<9} {outcome.sentence}  [{seconds:.1f} s]")
         outcomes.append(outcome)
     return outcomes
+
+
+def _plan(step: Step, context: Context, unsettled: set[str]) -> str:
+    """A step's plan. What it finds wrong may be what an earlier step will have put right, such as a missing column."""
+    try:
+        return step.plan(context)
+    except UsageError:
+        waits = min(unsettled & step.mentions(), default=None)
+        if waits is None:
+            raise
+        return f"will run, since {waits} will change"
 
 
 def _override(values: dict[str, Any], override: str, where: str) -> None:
@@ -161,6 +175,10 @@ def _override(values: dict[str, Any], override: str, where: str) -> None:
         values[key] = value
         return
     names = {step.get("name"): step for step in values.get("steps") or [] if isinstance(step, dict)}
+    if len(parts) == 2 and parts[1] in names:
+        raise UsageError(
+            f"--set {override!r}: write steps.{parts[1]}.path=value; the path begins with the step's kind."
+        )
     if len(parts) < 3 or parts[1] not in names:
         known = [str(name) for name in names]
         raise UsageError(

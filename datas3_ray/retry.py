@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from datas3_ray.errors import Datas3Error
+from datas3_ray.errors import Datas3Error, engine_reason
 
 T = TypeVar("T")
 
@@ -26,8 +26,6 @@ _PASSING = re.compile(
     r"\b(429|500|502|503|504)\b|error sending request|dns error|incomplete|retryable commit conflict|preempted",
     re.IGNORECASE,
 )
-# What the engines put around the sentence that matters: source lines of their own, and repeated prefixes.
-_NOISE = re.compile(r",? ?/?[\w./-]*\.rs:\d+(:\d+)?|\bLanceError\(IO\): ?|\bExternal error: ?", re.IGNORECASE)
 
 
 def is_passing(error: BaseException) -> bool:
@@ -65,8 +63,8 @@ def with_backoff(call: Callable[[], T], what: str, *, after: str = "") -> T:
 
 
 def short(error: BaseException) -> str:
-    """The error's own message on one line, without source positions of the engine, at most 300 characters."""
-    text = " ".join(_NOISE.sub("", str(error)).split()) or type(error).__name__
+    """The error's own message on one line, without the engine's internals, at most 300 characters."""
+    text = engine_reason(error).rstrip(".")
     return text if len(text) <= 300 else text[:297] + "..."
 
 
@@ -78,6 +76,8 @@ def _sentence(what: str, error: Exception, attempts: int, after: str) -> str:
         advice = "make it writable for this user, or name another lake"
     elif "denied" in text or "forbidden" in text or "accesskey" in text or "signature" in text:
         advice = "check the credentials in the storage options or the environment"
+    elif "resolve region" in text:
+        advice = "name the store's region: aws_region in the storage options, or AWS_REGION in the environment"
     elif is_passing(error):
         advice = "run the same command again when the store answers"
     else:

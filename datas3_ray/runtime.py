@@ -22,6 +22,8 @@ _QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
+    # The first failure of many tasks is raised; what the others failed with is not fetched, nor waited for.
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
 }
 # Ray's workers inherit these. Without the first two what threads allocate is spread over many arenas and heaps that
 # keep their free memory, so that a worker's grows for a long time with the number of shards it has seen. The thresholds

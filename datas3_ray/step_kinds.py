@@ -99,6 +99,12 @@ def _select(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
     return checked(SelectStep, {"within": within, "query": query}, filled=filled)
 
 
+def _sweep(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
+    step = checked(SweepStep, body, filled={"name": name})
+    step.configured()  # a file that is not there, a wrong key or value is told here
+    return step
+
+
 def _auto(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
     source = _from(body)
     step = checked(AutoStep, body, filled={"name": name, "source": source})
@@ -118,6 +124,7 @@ _MAKERS: dict[str, Callable[[str, dict[str, Any], type[Step]], Step]] = {
     "ingest": _ingest,
     "split": _split,
     "select": _select,
+    "sweep": _sweep,
     "auto": _auto,
     "combine": make_combine,
     "deployment": _deployment,

@@ -60,6 +60,14 @@ class Step(BaseModel):
         """Tables and selections that are there after it: the one of its name."""
         return [self.name]
 
+    def widens(self) -> list[str]:
+        """Tables that have columns after it which they did not have before."""
+        return []
+
+    def mentions(self) -> set[str]:
+        """Whatever could be a table that it looks at."""
+        return set(self.reads())
+
     def stale(self, changed: set[str]) -> str | None:
         """One of the changed tables that this step reads, or None."""
         return min(changed & set(self.reads()), default=None)
@@ -82,15 +90,27 @@ class SyntheticStep(Step):
     seed: int = Field(default=0, ge=0)
 
     def plan(self, context: Context) -> str:
-        """The generator looks for itself whether the world is there."""
-        return f"draw {self.images} images into {self.folder} unless they are there"
+        """Whether the world is there."""
+        return "up to date" if self._is_there() else f"draw {self.images} images into {self.folder}"
 
     def run(self, context: Context) -> Outcome:
-        """Draw the shards."""
-        from datas3_ray.sources.synthetic import World, generate
+        """Draw the shards, unless they are there."""
+        from datas3_ray.sources.synthetic import generate
 
-        summary = generate(self.folder, World(images=self.images, seed=self.seed))
-        return Outcome(f"{summary.images} images and {summary.corrupt} broken files in {self.folder}")
+        skipped = self._is_there()
+        summary = generate(self.folder, self._world())
+        text = f"{summary.images} images and {summary.corrupt} broken files in {self.folder}"
+        return Outcome(("up to date: " if skipped else "") + text, skipped=skipped)
+
+    def _world(self) -> Any:
+        from datas3_ray.sources.synthetic import World
+
+        return World(images=self.images, seed=self.seed)
+
+    def _is_there(self) -> bool:
+        from datas3_ray.sources.synthetic import is_complete
+
+        return is_complete(Path(self.folder), self._world())
 
 
 class IngestStep(Step):
@@ -151,12 +171,20 @@ class SelectStep(Step):
         """The pool, the parent selection and the query."""
         return [name for name in (self.source, self.within, self.query) if name]
 
+    def mentions(self) -> set[str]:
+        """Also what the method's parameters name: a selection or a table, it may be."""
+        named = self.selector.model_dump().values()
+        return {*self.reads(), *(value for value in named if isinstance(value, str))}
+
     def plan(self, context: Context) -> str:
-        """Whether the same choice from the same versions is there."""
-        if not context.lake.exists(self.source):
-            return f"{self.selector.method} on {self.source}"
-        current = self.selector.is_current(context.lake, self.source, self.name, within=self.within, query=self.query)
-        return "up to date" if current else f"{self.selector.method} on {self.source}"
+        """Whether the same choice from the same versions is there; a UsageError says what cannot be chosen so."""
+        lake = context.lake
+        if all(lake.exists(name) for name in self.reads()):
+            if self.selector.is_current(lake, self.source, self.name, within=self.within, query=self.query):
+                return "up to date"
+            query = lake.image_table(self.query) if self.query else None
+            self.selector.check(lake, lake.image_table(self.source), query)
+        return f"{self.selector.method} on {self.source}"
 
     def run(self, context: Context) -> Outcome:
         """Select, unless it is there."""
@@ -218,11 +246,11 @@ class SweepStep(Step):
         from datas3_ray.training.sweep import sweep_is_done
 
         if all(context.lake.exists(name) for name in self.reads()) and sweep_is_done(
-            context.lake, self._config(), name=self.name, deployments=self._deployments()
+            context.lake, self.configured(), name=self.name, deployments=self._deployments()
         ):
             return "up to date"
         selections = {name for deployment in self.deployments for name in self.named_selections(deployment).values()}
-        points = len(self._config().points())
+        points = len(self.configured().points())
         return f"{points} grid points on {len(selections)} selections, {len(self.deployments)} deployments"
 
     def run(self, context: Context) -> Outcome:
@@ -236,7 +264,7 @@ class SweepStep(Step):
         before = context.lake.table(RESULTS_TABLE).version if context.lake.exists(RESULTS_TABLE) else 0
         rows = run_sweep(
             context.lake,
-            self._config(),
+            self.configured(),
             name=self.name,
             deployments=self._deployments(),
             storage=f"{context.output}/tune",
@@ -248,7 +276,8 @@ class SweepStep(Step):
             console.print(table_for(leaderboard(rows), console.width))
         return Outcome(f"{'up to date: ' if skipped else ''}{rows.num_rows} results", skipped=skipped)
 
-    def _config(self) -> Any:
+    def configured(self) -> Any:
+        """The :class:`datas3_ray.training.config.SweepConfig` of this step; a UsageError says what cannot be meant."""
         from datas3_ray.recipe import find_file
         from datas3_ray.training.config import load_sweep_config
 

@@ -25,6 +25,10 @@ class EmbedStep(Step):
         """The table that gets the columns."""
         return [self.source]
 
+    def widens(self) -> list[str]:
+        """The same table."""
+        return [self.source]
+
     def plan(self, context: Context) -> str:
         """How many fragments lack vectors."""
         if not context.lake.exists(self.source):

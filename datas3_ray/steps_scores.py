@@ -20,6 +20,10 @@ class ScoreStep(Step):
         """The table that gets the columns."""
         return [self.table]
 
+    def widens(self) -> list[str]:
+        """The same table."""
+        return [self.table]
+
     def plan(self, context: Context) -> str:
         """Which columns are missing or were made otherwise."""
         if not context.lake.exists(self.table):

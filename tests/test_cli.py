@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command import datas3
@@ -44,10 +46,15 @@ def test_ls_and_show(filled, capsys) -> None:
     shown = json.loads(datas3("show", "pool", "--lake", filled.uri, "--json", "--rows", "2", capsys=capsys)[1])
     assert shown["columns"]["vec"] == "fixed_size_list<item: float>[4]"
     assert [row["id"] for row in shown["rows"]] == ["00", "01"]
-    assert (
-        "nothing of table 'pool' was rejected"
-        in datas3("show", "pool", "--rejects", "--lake", filled.uri, capsys=capsys)[1]
-    )
+
+
+def test_rejects_are_those_of_an_ingest(filled, capsys) -> None:
+    words = ["--rejects", "--lake", filled.uri]
+    for name, kind in (("pool", "image"), ("some", "selection")):
+        said = datas3("show", name, *words, capsys=capsys)[1]
+        assert said == f"table '{name}' ({kind}) was not ingested, so nothing of it can have been rejected.\n"
+    filled.write("pool.ledger", pa.table({"shard": ["a.tar"]}), kind="ledger")
+    assert datas3("show", "pool", *words, capsys=capsys)[1] == "nothing of table 'pool' was rejected.\n"
 
 
 def test_query_finds_the_row_itself_first(filled, capsys) -> None:
@@ -93,24 +100,61 @@ def test_export(filled, tmp_path, capsys, suffix) -> None:
         (["show", "pol", "--lake", "LAKE"], 2, "no table 'pol'"),
         (["query", "pool", "--like", "zz", "--lake", "LAKE"], 2, "has no row 'zz'"),
         (["query", "pool", "--like", "07", "--where", "x =", "--lake", "LAKE"], 2, "where = 'x =' does not work"),
+        (
+            ["query", "pool", "--like", "07", "--where", "labl = 'a'", "--lake", "LAKE"],
+            2,
+            "Did you mean 'label'?\n",
+        ),
         (["diff", "all", "pool", "--lake", "LAKE"], 2, "is a table of kind image, not a selection"),
         (["export", "some", "kept.doc", "--lake", "LAKE"], 2, "must end in one of .parquet"),
         (["export", "some", "/no/folder/kept.csv", "--lake", "LAKE"], 2, "there is no folder /no/folder"),
+        (["export", "some", "FOLDER", "--lake", "LAKE"], 2, "it is a folder; name a file"),
+        (["report", "--to", ".", "--lake", "LAKE"], 2, "cannot write to .: it is a folder; name a file"),
+        (["submit", "some", "--output", ".", "--lake", "LAKE"], 2, "cannot write to .: it is a folder; name a file"),
+        (["leaderboard", "--html", ".", "--lake", "LAKE"], 2, "cannot write to .: it is a folder; name a file"),
+        (["quickstart", "--folder", "FILE"], 2, "/data: FILE is a file; name a folder"),
+        (["run", "pipelines/quickstart.yaml", "--set", "folder=FILE"], 2, "/data: FILE is a file; name a folder"),
+        (["run", "pipelines/quickstart.yaml", "--set", "folder=FILE", "--dry-run"], 2, "FILE is a file; name a folder"),
         (["leaderboard", "--lake", "LAKE"], 1, "has no results yet"),
         (["run", "nowhere.yaml"], 2, "no file nowhere.yaml"),
         (["run"], 2, "Missing argument"),
         (["runn"], 2, "No such command"),
         (["ls", "--lakes", "x"], 2, "No such option"),
+        (["query", "pool", "--like", "07", "--limit", "0"], 2, "or equal to 1. Try 'datas3 --help'.\n"),
+        (["gc", "--lake", "LAKE-typo"], 2, "no lake at LAKE-typo: there is no table there"),
+        (["score", "pool", "--scores", "el3n", "--lake", "LAKE"], 2, "tdds. Did you mean 'el2n'?\n"),
     ],
 )
-def test_mistakes(filled, capsys, words, status, says) -> None:
+def test_mistakes(filled, tmp_path, capsys, words, status, says) -> None:
     before = filled.names()
-    got, _, complaint = datas3(*[filled.uri if word == "LAKE" else word for word in words], capsys=capsys)
+    file, folder = tmp_path / "file", tmp_path / "folder.csv"
+    file.touch()
+    folder.mkdir()
+    for word, meant in (("LAKE", filled.uri), ("FILE", str(file)), ("FOLDER", str(folder))):
+        words = [given.replace(word, meant) for given in words]
+        says = says.replace(word, meant)
+    got, _, complaint = datas3(*words, capsys=capsys)
     assert got == status
     assert says in complaint
     assert "Traceback" not in complaint
     assert complaint.count("\n") == 1
     assert filled.names() == before
+
+
+def test_a_store_that_does_not_answer_is_one_sentence(filled, capsys, monkeypatch) -> None:
+    from datas3_ray import retry
+
+    monkeypatch.setattr(retry, "DELAYS", ())
+    with socket.socket() as closed:  # bound and not listening: nobody answers there
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
+            monkeypatch.setenv(key, "us-east-1")
+        monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+        status, _, complaint = datas3("ls", "--lake", "s3://bucket/lake", capsys=capsys)
+    assert status == 1
+    assert complaint.startswith("error: listing the tables of s3://bucket/lake failed: ")
+    assert complaint.endswith("Connection refused; run the same command again when the store answers.\n")
 
 
 def test_a_recipe_runs_and_is_planned_from_the_command(filled, tmp_path, capsys) -> None:

@@ -31,6 +31,11 @@ def recipe(lake: Lake, *steps: dict, **top) -> dict:
     return {"lake": lake.uri, **top, "steps": copy.deepcopy(list(steps))}
 
 
+def sweep(config: str = "tune_configs/vit_linear_probe.yaml", **more) -> dict:
+    body = {"config": config, "selections": ["r"], "deployments": {"north": {"test": "pool"}}, **more}
+    return {"name": "probe", "sweep": body}
+
+
 def test_variables_keep_their_type_and_nest(filled) -> None:
     raw = recipe(
         filled,
@@ -150,6 +155,36 @@ def test_a_page_is_written_anew_only_when_something_changed(filled, tmp_path) ->
     assert not run_recipe(changed, say=lambda _: None, progress=False)[1].skipped
 
 
+def test_a_plan_tells_which_column_is_missing_unless_an_earlier_step_brings_it(filled) -> None:
+    """What the run would fail with: the method looks at the table when nothing was ever chosen, too."""
+    coreset = {"name": "c", "select": {"from": "pool", "blind_coreset": {"columns": ["vec", "clip"], "size": 5}}}
+    with pytest.raises(UsageError, match="column 'clip' of table 'pool' is not there"):
+        run_recipe(parse_recipe(recipe(filled, coreset)), dry_run=True, say=lambda _: None)
+    score = {"table": "pool", "column": "vec", "scores": ["el2n"], "epochs": 2}
+    steps = [
+        {"name": "hard", "score": score},
+        {"name": "find", "index": {"from": "pool", "columns": ["el2n"]}},
+        {"name": "easy", "select": {"from": "pool", "import_score": {"score_column": "el2n", "size": 5}}},
+        {"name": "s", "select": {"from": "pool", "stratified": {"selection": "easy", "size": 2}}},
+    ]
+    plan: list[str] = []
+    run_recipe(parse_recipe(recipe(filled, *steps)), dry_run=True, say=plan.append)
+    assert [line.split()[0] for line in plan] == ["hard", "find", "easy", "s"]
+    assert "since pool will change" in plan[1] and "since pool will change" in plan[2]
+
+
+def test_a_world_that_is_there_is_planned_as_such(filled, tmp_path) -> None:
+    world = {"name": "world", "synthetic": {"folder": str(tmp_path / "data"), "images": 100}}
+    raw = recipe(filled, world, {"name": "page", "report": {}}, output=str(tmp_path / "out"))
+    plan: list[str] = []
+    run_recipe(parse_recipe(raw), dry_run=True, say=plan.append)
+    assert "draw 100 images" in plan[0] and "since world will change" in plan[1]
+    run_recipe(parse_recipe(raw), say=lambda _: None, progress=False)
+    run_recipe(parse_recipe(raw), dry_run=True, say=plan.append)
+    assert all("up to date" in line for line in plan[2:])
+    assert all(outcome.skipped for outcome in run_recipe(parse_recipe(raw), say=lambda _: None, progress=False))
+
+
 def test_a_page_can_go_to_an_object_store(filled) -> None:
     import fsspec
 
@@ -192,6 +227,12 @@ def test_a_page_can_go_to_an_object_store(filled) -> None:
         ),
         (lambda r: r["steps"].append({"name": "s", "split": {"from": "pool"}}), "a split needs 'where'"),
         (
+            lambda r: r["steps"].append(sweep(config="tune_configs/vit_linear_prob.yaml")),
+            "step 'probe': no file tune_configs/vit_linear_prob.yaml",
+        ),
+        (lambda r: r["steps"].append(sweep(set={"epoch": 5})), "'probe': .*unknown key 'epoch'. Did you mean 'epochs'"),
+        (lambda r: r["steps"].append(sweep(set={"grid.lr": ["high"]})), "'probe': .*grid.lr holds 'high'"),
+        (
             lambda r: r["steps"].append({"name": "i", "ingest": {"source": {}, "encoders": {}, "worker": 2}}),
             "unknown key 'worker'.*Did you mean 'workers'",
         ),
@@ -213,6 +254,8 @@ def test_what_cannot_be_meant_is_one_sentence(filled, change, says) -> None:
     [
         ("lake", "write key=value"),
         ("steps.q.select.from=x", "no step 'q'"),
+        ("steps.r={select: {from: x}}", "write steps.r.path=value"),
+        ("foldr=x", r"key 'foldr' is not a recipe's key and no \$\{foldr\} refers to it. Did you mean 'folder'"),
         ("lake.a=x", "only top-level keys"),
         ("steps.r.select.from.deep=x", "has no keys"),
         ("lake=[", "the value is not YAML"),
@@ -220,7 +263,7 @@ def test_what_cannot_be_meant_is_one_sentence(filled, change, says) -> None:
 )
 def test_overrides_that_cannot_be_meant(filled, override, says) -> None:
     with pytest.raises(UsageError, match=says):
-        parse_recipe(recipe(filled, SELECT), overrides=[override])
+        parse_recipe(recipe(filled, SELECT, folder="here", description="${folder}"), overrides=[override])
 
 
 def test_files_that_are_no_recipes(tmp_path) -> None:

@@ -56,6 +56,7 @@ def test_it_gives_up_with_the_cause_the_count_and_what_stays(pauses) -> None:
         (PermissionError(13, "Permission denied"), "make it writable for this user"),
         (OSError("LanceError(IO): Read-only file system (os error 30)"), "make it writable for this user"),
         (OSError("Generic S3 error: 403 Forbidden: InvalidAccessKeyId"), "check the credentials"),
+        (RuntimeError("Failed to resolve region for bucket 'b'"), "name the store's region: aws_region"),
         (ValueError("schema mismatch"), "schema mismatch."),
     ],
 )

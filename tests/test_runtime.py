@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from typing import Any
@@ -45,6 +46,22 @@ def test_settled_waits_for_all_and_a_failure_shows_when_it_is_fetched(ray_sessio
     with pytest.raises(KeyError, match="no such row"):
         gather(refs)
     assert settled([]) == []
+
+
+def test_one_failure_is_told_of_many_and_ray_says_nothing(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the other tasks failed with is never fetched: Ray would print it with its traces."""
+    from ray._private import worker
+
+    said: list[Exception] = []
+    monkeypatch.setattr(worker, "_unhandled_error_handler", said.append)
+    failing = [remote(_fail).remote() for _ in range(8)]
+    with pytest.raises(KeyError, match="no such row"):
+        gather(failing)
+    time.sleep(1.0)  # until the others have failed, too
+    failing.clear()
+    gc.collect()
+    gather([remote(_sleep).remote(0.0)])
+    assert said == []
 
 
 def test_the_cpus_of_tasks_that_are_done_are_idle(ray_session: None) -> None:

@@ -32,7 +32,7 @@ import pyarrow as pa
 
 from datas3_ray import __version__
 from datas3_ray.benchmark.leaderboard import Leaderboard, counted, leaderboard, plain_cell, set_key
-from datas3_ray.errors import UsageError, did_you_mean
+from datas3_ray.errors import UsageError, did_you_mean, require_file_name
 from datas3_ray.lake.schemas import RESULTS
 from datas3_ray.lake.storage import public_uri
 
@@ -93,8 +93,12 @@ def pack(lake: Lake, method: str, path: str | Path, *, model: str | None = None,
     Raises
     ------
     UsageError
-        When the method has no results (of the model), or one of its selections was made anew since.
+        When the method has no results (of the model), one of its selections was made anew since, or no file can be
+        written there.
     """
+    require_file_name(Path(path))
+    if not Path(path).parent.is_dir():
+        raise UsageError(f"there is no folder {Path(path).parent} for {Path(path).name}.")
     trials = [plain_trial(trial) for trial in _trials(lake, method, model)]
     for trial in trials:
         if not {"sweep", "config", "inputs", "test"} <= set(trial["lineage"]):
@@ -319,8 +323,6 @@ def _zipped(members: Mapping[str, bytes]) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    if not path.parent.is_dir():
-        raise UsageError(f"there is no folder {path.parent} for {path.name}.")
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         partial.write_bytes(data)

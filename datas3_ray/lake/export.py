@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datas3_ray.errors import UsageError
+from datas3_ray.errors import UsageError, require_file_name
 
 if TYPE_CHECKING:
     from datas3_ray.lake.lake import Lake
@@ -26,11 +26,12 @@ def export_selection(lake: Lake, name: str, path: Path) -> int:
     Raises
     ------
     UsageError
-        For another suffix, or a folder that does not exist.
+        For another suffix, a folder that does not exist, or a folder in place of a file.
     """
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
         raise UsageError(f"cannot export to {path}: the name must end in one of {', '.join(FORMATS)}.")
+    require_file_name(path)
     if not path.parent.is_dir():
         raise UsageError(f"cannot export to {path}: there is no folder {path.parent}.")
     selection = lake.selection(name)

@@ -80,7 +80,12 @@ class Lake:
         else:
             import lancedb
 
-            names = sorted(lancedb.connect(self.uri, storage_options=self.options).list_tables().tables)
+            from datas3_ray.retry import with_backoff
+
+            def listed() -> list[str]:
+                return sorted(lancedb.connect(self.uri, storage_options=self.options).list_tables().tables)
+
+            names = with_backoff(listed, f"listing the tables of {self.uri}")
 
         def opened(name: str) -> Table | None:
             dataset = open_dataset(dataset_uri(self.uri, name), options=self.options)

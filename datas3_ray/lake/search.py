@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from datas3_ray.errors import UsageError
+from datas3_ray.errors import UsageError, engine_reason
 from datas3_ray.lake.schemas import matrix
 from datas3_ray.lake.storage import sql_string
 
@@ -41,4 +41,4 @@ def nearest_rows(
     try:
         return opened.dataset.to_table(columns=[*shown, "_distance"], nearest=query, filter=where, prefilter=True)
     except (ValueError, OSError) as error:
-        raise UsageError(f"where = {where!r} does not work on table '{table}': {str(error).splitlines()[0]}") from error
+        raise UsageError(f"where = {where!r} does not work on table '{table}': {engine_reason(error)}") from error

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from datas3_ray.errors import UsageError
+from datas3_ray.errors import UsageError, engine_reason
 from datas3_ray.kernels.hashing import hash64, id_words, uniform
 from datas3_ray.kernels.strata import match_counts
 from datas3_ray.lake.schemas import fingerprint
@@ -151,7 +151,7 @@ def _rows(pool: Table, split: Split, ids: pa.Array | None = None, columns: list[
                 rows = rows.filter(pc.is_in(rows.column("id"), value_set=ids))
             chosen.append(rows if split.hash is None else rows.filter(_inside(rows.column(split.hash), split)))
     except (ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = engine_reason(error)
         raise UsageError(f"where = {split.where!r} does not work on table '{pool.name}': {reason}") from error
     return pa.concat_tables(chosen) if chosen else pool.schema.empty_table()
 

@@ -17,6 +17,7 @@ from datas3_ray import __version__
 from datas3_ray.benchmark.leaderboard import Cell, Leaderboard, leaderboard
 from datas3_ray.benchmark.paper_rows import PaperCell
 from datas3_ray.benchmark.tables import Scoring, scorings
+from datas3_ray.errors import require_file_name
 from datas3_ray.report.board import Board, boards, by_model, reference_of
 from datas3_ray.report.page import TEMPLATES, environment, write_page
 from datas3_ray.report.versus import Key, Mark, legend, versus
@@ -76,7 +77,7 @@ def write_leaderboard(
     Raises
     ------
     UsageError
-        When ``model`` has no results, or ``scoring`` is another word.
+        When ``model`` has no results, ``scoring`` is another word, or ``path`` is a folder.
 
     Examples
     --------
@@ -86,6 +87,7 @@ def write_leaderboard(
     >>> "no results yet" in page.read_text()
     True
     """
+    require_file_name(Path(path))
     paper = list(paper)
     whole = leaderboard(results, model=model, paper=paper)
     shown = scorings(whole, scoring)

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from datas3_ray import __version__
 from datas3_ray.benchmark.paper_rows import PaperCell, published
-from datas3_ray.errors import UsageError
+from datas3_ray.errors import UsageError, require_file_name
 from datas3_ray.lake import Lake, Selection
 from datas3_ray.lake.storage import public_uri
 from datas3_ray.report import formats
@@ -99,7 +99,8 @@ def write_report(
     Raises
     ------
     UsageError
-        For a selection that is not in the lake, or a number of samples that is out of range.
+        For a selection that is not in the lake, a number of samples that is out of range, or a folder in place of a
+        file.
 
     Examples
     --------
@@ -113,6 +114,7 @@ def write_report(
     if not 0 <= samples <= MAX_SAMPLES:
         raise UsageError(f"samples = {samples} is not allowed: a report shows 0 to {MAX_SAMPLES} a gallery.")
     path = Path(path)
+    require_file_name(path)
     chosen = _selections(lake, selections)
     shown, file = (paper, None) if paper is None or isinstance(paper, bool) else (None, paper)
     cells = published(shown, file)

@@ -240,7 +240,11 @@ def _save(lake: Lake, name: str, view: View, outcome: Outcome, identity: dict[st
     size = outcome.asked
     if outcome.size is not None:
         size = resolve_size(outcome.size, counts.eligible)
-        cut = find_cut(parts, min(size, counts.eligible))
+        try:
+            cut = find_cut(parts, min(size, counts.eligible))
+        except ValueError as error:
+            advice = "a row without a score is to be left out of its part and counted invalid"
+            raise UsageError(f"{identity['method']}: the scores cannot be ranked: {error}; {advice}.") from error
 
     def lineage(tallies: list[dict[str, int]]) -> dict[str, Any]:
         kept = sum(tally["kept"] for tally in tallies)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datas3_ray.errors import UsageError
+from datas3_ray.errors import UsageError, in_the_way
 from datas3_ray.sources.synthetic_drawing import Coat, Colour, Pose, tint
 from datas3_ray.sources.synthetic_fauna import EMPTY, HABITS, STATURE
 from datas3_ray.sources.synthetic_scenery import (
@@ -376,10 +376,11 @@ def _write_manifest(folder: Path, world: World, shards: Sequence[Path]) -> None:
     part.replace(folder / _MANIFEST)
 
 
-def _is_complete(folder: Path, world: World) -> bool:
+def is_complete(folder: Path, world: World) -> bool:
     """Whether the folder holds this world, whole. Raises ``UsageError`` where it holds anything that is not ours."""
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"Cannot generate a world in {folder}: it is a file; name a folder.")
+    file = in_the_way(folder / _MANIFEST)
+    if file is not None:
+        raise UsageError(f"Cannot generate a world in {folder}: {file} is a file; name a folder.")
     names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if _MANIFEST not in names:
         strangers = sorted(name for name in names if not _OURS.fullmatch(name))
@@ -429,7 +430,7 @@ def generate(folder: str | Path, world: World | None = None) -> WorldSummary:
     folder, world = Path(folder), world or World()
     plan = _plan(world)
     summary = _summary(world, folder, plan)
-    if _is_complete(folder, world):
+    if is_complete(folder, world):
         return summary
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.iterdir():

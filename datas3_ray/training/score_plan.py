@@ -97,7 +97,9 @@ class ScoreConfig(BaseModel):
             raise ValueError(f"name one or more of {', '.join(HARDEST)}")
         for name in names:
             if name not in HARDEST:
-                raise ValueError(f"no score {name!r}; there are: {', '.join(HARDEST)}{_hint(name)}")
+                raise ValueError(
+                    f"no score {name!r}; there are: {', '.join(HARDEST)}.{did_you_mean(str(name), HARDEST)}"
+                )
         if len(set(names)) != len(names):
             raise ValueError("a score is named twice")
         return tuple(names)
@@ -228,7 +230,3 @@ def _ids_mark(ids: pa.Array | None) -> list[int]:
         return [0, 0]
     words = hash64(id_words(ids), seed=0, stream="held out")
     return [len(ids), int(np.bitwise_xor.reduce(words))]
-
-
-def _hint(name: Any) -> str:
-    return did_you_mean(str(name), HARDEST).rstrip()

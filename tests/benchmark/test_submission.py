@@ -178,6 +178,8 @@ def test_what_cannot_be_packed(swept: Lake, tmp_path: Path, method: str, model: 
         pack(swept, method, tmp_path / "x.zip", model=model)
     with pytest.raises(UsageError, match="there is no folder"):
         pack(swept, "random", tmp_path / "none" / "x.zip")
+    with pytest.raises(UsageError, match="it is a folder; name a file"):
+        pack(swept, "random", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -518,6 +520,8 @@ def test_the_leaderboard_command_has_every_form(
         (["--no-paper", "--paper-file", str(paper)], "give one or the other"),
         (["--scoring", "fair"], "no scoring 'fair'"),
         (["--paper-file", "/no/such.csv"], "there is no such file"),
+        *(([form, "."], "cannot write to .: it is a folder") for form in ("--csv", "--markdown", "--html")),
+        (["--html", f"{paper}/b.html"], "paper.csv is a file and no folder"),
     ):
         status, _, complaint = datas3(*at, *words, capsys=capsys)
         assert status == 2 and says in complaint and complaint.count("\n") == 1

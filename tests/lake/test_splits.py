@@ -80,7 +80,7 @@ def test_the_same_split_is_not_written_twice_and_another_needs_to_be_asked_for(l
     ("split", "says"),
     [
         (Split(where="region = 'west'"), "where region = 'west' matches nothing"),
-        (Split(where="regionn = 'north'"), "does not work on table 'pool'"),
+        (Split(where="regionn = 'north'"), r"on table 'pool': No field named regionn\. Did you mean 'region'\?$"),
         (Split(hash="sites", share=(0, 1)), "has no column 'sites'.*Did you mean 'site'"),
     ],
 )

@@ -317,6 +317,8 @@ def test_mistakes_are_told(full: Lake, tmp_path: Path) -> None:
         page(full, tmp_path, selections=["hlaf"])
     with pytest.raises(UsageError, match="samples = -1"):
         page(full, tmp_path, samples=-1)
+    with pytest.raises(UsageError, match="it is a folder; name a file"):
+        write_report(full, tmp_path)
     assert not (tmp_path / "out" / "report.html").exists()
 
 

@@ -14,11 +14,11 @@ from datas3_ray.errors import UsageError
 from datas3_ray.recipe import parse_recipe, run_recipe
 from datas3_ray.selectors import Expert, Random, SubsetSelection, make_selector
 
-PAGE = Path(__file__).parents[2] / "docs" / "own_methods.md"
+ROOT = Path(__file__).parents[2]
 
 
-def code_of_the_page() -> str:
-    return re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]  # type: ignore[index]
+def code_of_the_page(page: str = "docs/own_methods.md") -> str:
+    return re.search(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)[1]  # type: ignore[index]
 
 
 @pytest.fixture
@@ -92,6 +92,36 @@ def test_the_page_s_example_takes_part_in_a_whole_recipe(lake, pool, module, tmp
     said.clear()
     run_recipe(parse_recipe(raw), say=said.append, progress=False)
     assert all("up to date" in line for line in said)
+
+
+def test_the_example_of_a_selector_leaves_out_rows_without_a_value(lake, make_pool, module) -> None:
+    path = f"{module(code_of_the_page('CONTRIBUTING.md'))}:Brightest"
+    light = [None if i % 3 == 0 else float(i) for i in range(60)]
+    make_pool(lake, "pool", [f"{i:02}" for i in range(60)], np.eye(60), fragments=3, light=light)
+    bright = make_selector(path, {"by": "light", "size": 4}).select(lake, "pool", name="bright")
+    assert sorted(bright.ids().to_pylist()) == ["55", "56", "58", "59"]
+    counts = bright.lineage()["counts"]
+    assert (counts["rows"], counts["invalid"], counts["eligible"]) == (60, 20, 40)
+    with pytest.raises(UsageError, match="no column 'ligth'"):
+        make_selector(path, {"by": "ligth", "size": 4}).select(lake, "pool")
+
+
+def test_a_row_without_a_score_is_one_sentence_that_names_the_method(lake, pool, module) -> None:
+    name = module(
+        "import pyarrow as pa\n"
+        "from datas3_ray.selectors.base import Outcome, Selector, score_table\n"
+        "class Blind(Selector):\n"
+        "    method = 'blind'\n"
+        "    size: int\n"
+        "    def choose(self, inputs):\n"
+        "        return Outcome(inputs.view.map(_score), size=self.size)\n"
+        "def _score(fragment):\n"
+        "    ids = fragment.ids()\n"
+        "    return score_table(ids, pa.nulls(len(ids), pa.float64()))\n"
+    )
+    with pytest.raises(UsageError, match=r"^blind: the scores cannot be ranked: 40 scores are NaN.*counted invalid\.$"):
+        make_selector(f"{name}:Blind", {"size": 3}).select(lake, "pool", name="blind")
+    assert not lake.exists("blind")
 
 
 def test_other_code_is_another_method(lake, pool, module) -> None:

@@ -254,8 +254,10 @@ def test_another_world_or_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="thesis.tex"):
         generate(tmp_path / "mine", world)
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "precious"
-    with pytest.raises(UsageError, match="it is a file"):
+    with pytest.raises(UsageError, match="thesis.tex is a file; name a folder"):
         generate(tmp_path / "mine" / "thesis.tex", world)
+    with pytest.raises(UsageError, match=r"thesis.tex/data: .*thesis.tex is a file; name a folder"):
+        generate(tmp_path / "mine" / "thesis.tex" / "data", world)
     (tmp_path / "w" / "world.json").write_text("{")
     with pytest.raises(UsageError, match="world.json"):
         generate(tmp_path / "w", world)
