@@ -364,7 +364,8 @@ class ReportStep(Step):
         return bool(store.cat_file(mark).decode() == self._fingerprint(context))
 
     def _fingerprint(self, context: Context) -> str:
-        tables = {table.name: table.version for table in context.lake.tables()}
+        # A lake that was deleted and made again has the same names and versions.
+        tables = {t.name: [t.version, t.born, t.lineage().get("fingerprint")] for t in context.lake.tables()}
         paper = self._paper()
         figures = paper if isinstance(paper, bool) else paper.read_text(encoding="utf-8", errors="replace")
         step = {**self.model_dump(mode="json"), "paper": figures}

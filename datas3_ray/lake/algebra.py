@@ -98,7 +98,7 @@ def combine(
             "method": METHOD,
             "parameters": {operation: [selection.name for selection in selections]},
             "table": pool.name,
-            "made_anew": pool.made_anew,
+            "born": pool.born,
             "within": None,
             "query": None,
             "inputs": {table.name: table.version for table in (pool, *(s.table for s in selections))},

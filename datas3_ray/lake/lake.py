@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datas3_ray.errors import UsageError, did_you_mean
-from datas3_ray.lake.schemas import ID, KINDS, MADE_ANEW, RESULTS, with_kind
+from datas3_ray.lake.schemas import ID, KINDS, RESULTS, with_kind
 from datas3_ray.lake.storage import (
     StorageOptions,
     commit,
@@ -173,7 +173,7 @@ class Lake:
         if existing is not None:
             rows = _like(existing, rows)
             _check_new_ids(existing, rows)
-        schema = existing.schema if existing is not None else self.schema_of_new(name, with_kind(rows.schema, "image"))
+        schema = existing.schema if existing is not None else with_kind(rows.schema, "image")
         self._commit(name, rows, schema, overwrite=False)
         return self.table(name)
 
@@ -211,23 +211,9 @@ class Lake:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
         if mode not in ("overwrite", "append"):
             raise ValueError(f"mode must be 'overwrite' or 'append', got {mode!r}")
-        schema = with_kind(rows.schema, kind, lineage)
-        if kind == "image" and not self.exists(name):
-            schema = self.schema_of_new(name, schema)
-        self._commit(name, rows, schema, overwrite=mode == "overwrite")
+        born = self.table(name).born if self.exists(name) else None
+        self._commit(name, rows, with_kind(rows.schema, kind, lineage, born), overwrite=mode == "overwrite")
         return self.table(name)
-
-    def schema_of_new(self, name: str, schema: pa.Schema) -> pa.Schema:
-        """The schema of an image table that is about to be made.
-
-        Where something is left that was made from an earlier table of this name, which was deleted since, the schema
-        says that the table is another one: its versions begin at 1 again, and what is left would pass for up to date.
-        """
-        for table in self.tables():
-            lineage = table.lineage()
-            if name == lineage.get("table") or name in lineage.get("inputs", {}):
-                return schema.with_metadata({**(schema.metadata or {}), MADE_ANEW: uuid.uuid4().hex.encode()})
-        return schema
 
     def _commit(self, name: str, rows: pa.Table, schema: pa.Schema, *, overwrite: bool) -> None:
         uri = dataset_uri(self.uri, name)

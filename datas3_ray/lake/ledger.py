@@ -176,10 +176,7 @@ class Ledger:
             (self.table, schema, "image"),
         ):
             if not self.lake.exists(name):
-                schema = with_kind(empty, kind)
-                if kind == "image":
-                    schema = self.lake.schema_of_new(name, schema)
-                create_dataset(dataset_uri(self.lake.uri, name), schema, self.lake.options)
+                create_dataset(dataset_uri(self.lake.uri, name), with_kind(empty, kind), self.lake.options)
 
     def _claim(self, rows: pa.Table, commit_id: str) -> set[str]:
         """Enter the shards into the ledger; of two runs that enter the same one, it becomes one's.

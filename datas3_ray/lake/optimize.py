@@ -17,8 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from datas3_ray.errors import Datas3Error
 from datas3_ray.lake.references import referenced_versions, unfinished, unfinished_embed
+from datas3_ray.lake.row_columns import MADE, inputs_version
 from datas3_ray.lake.storage import StorageOptions, open_dataset
-from datas3_ray.lake.table import Table
+from datas3_ray.lake.table import CONTENT, Table
 from datas3_ray.runtime import ensure_ray, gather, remote
 
 if TYPE_CHECKING:
@@ -294,20 +295,34 @@ def _prune(lake: Lake, name: str, config: OptimizeConfig, report: OptimizeReport
     report.not_pruned = unfinished(lake, name)
     if report.not_pruned:
         return
-    dataset = lake.table(name).dataset
-    latest = int(dataset.version)
-    kept = referenced_versions(lake)[name]
     before = datetime.now(timezone.utc) - timedelta(days=config.keep_days)
-    there = {int(entry["version"]): _utc(entry["timestamp"]) for entry in dataset.versions()}
-    report.referenced = sorted(version for version in kept if version in there and version != latest)
-    report.pruned = sorted(
-        version for version, made in there.items() if version not in kept and version != latest and made <= before
-    )
+    table = lake.table(name)
+    report.referenced, report.pruned = _old_versions(table, referenced_versions(lake)[name], before)
     if not report.pruned or report.dry_run:
         return
+    if _remember(table, report.pruned):
+        table = lake.table(name)
+        report.referenced, report.pruned = _old_versions(table, referenced_versions(lake)[name], before)
     # The versions are named one by one: whatever is not in the list stays, with every file it needs.
-    stats = dataset.cleanup_old_versions(versions=report.pruned, error_if_tagged_old_versions=False)
+    stats = table.dataset.cleanup_old_versions(versions=report.pruned, error_if_tagged_old_versions=False)
     report.freed_bytes = int(stats.bytes_removed)
+
+
+def _old_versions(table: Table, kept: set[int], before: datetime) -> tuple[list[int], list[int]]:
+    """Versions that something refers to, and those that nothing does and that are old enough to go."""
+    there = {int(entry["version"]): _utc(entry["timestamp"]) for entry in table.dataset.versions()}
+    older = {version: made for version, made in there.items() if version != table.version}
+    gone = (version for version, made in older.items() if version not in kept and made <= before)
+    return sorted(kept & older.keys()), sorted(gone)
+
+
+def _remember(table: Table, pruned: list[int]) -> bool:
+    """Keep which change of the table was the last one, where the versions that tell are about to go."""
+    changed = {"": table.content_version, MADE: inputs_version(table)}
+    if pruned[-1] < min(changed.values()):
+        return False
+    table.dataset.update_config({CONTENT: json.dumps({"version": table.version, "changed": changed})})
+    return True
 
 
 def _utc(moment: datetime) -> datetime:

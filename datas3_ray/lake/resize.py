@@ -36,7 +36,7 @@ class _Rows:
     counts: dict[str, int]
     inputs: dict[str, int]
     marks: dict[str, int | str]
-    made_anew: str | None
+    born: str | None
 
 
 def resize(selection: Selection, size: int | float | str, name: str | None) -> Selection:
@@ -76,7 +76,8 @@ def resize(selection: Selection, size: int | float | str, name: str | None) -> S
         }
         return lineage | {
             "fingerprint": mark,
-            "made_anew": rows.made_anew,
+            "born": rows.born,
+            "marks": rows.marks or lineage.get("marks", {}),
             "resized_from": selection.name,
             "inputs": {**lineage["inputs"], **rows.inputs, selection.name: selection.table.version},
             "size": count,
@@ -109,14 +110,13 @@ def checked_size(size: Any) -> int | float:
 def _rows(selection: Selection) -> _Rows:
     """All rows of the selection; without those that were deleted or set aside by a split since it was made."""
     lineage, lake = selection.lineage(), selection.lake
-    made_from = lineage["inputs"]
-    same = _Rows([], [], lineage["counts"], {}, {}, lineage.get("made_anew"))
+    same = _Rows([], [], lineage["counts"], {}, {}, lineage.get("born"))
     if not lake.exists(lineage["table"]):
         return same
     pool = lake.image_table(lineage["table"])
     tables = [pool, *splits_of(lake, pool.name)]
-    unchanged = all(table.content_version <= made_from.get(table.name, 0) for table in tables)
-    if unchanged and selection.is_of(pool):
+    now, then = content_marks(tables), lineage.get("marks", {})
+    if all(then.get(name) == mark for name, mark in now.items()):
         return same
     ensure_ray()
     view = View(pool, held_out=held_out_ids(tables[1:]))
@@ -124,7 +124,7 @@ def _rows(selection: Selection) -> _Rows:
     counts = mapped.counts()
     inputs = {table.name: table.version for table in tables}
     known = {**vars(counts), "eligible": counts.eligible}
-    return _Rows(view.fragment_ids, mapped.parts, known, inputs, content_marks(tables), pool.made_anew)
+    return _Rows(view.fragment_ids, mapped.parts, known, inputs, now, pool.born)
 
 
 def _still_there(fragment: Fragment, source: Within) -> pa.Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from typing import Any
 
 import pyarrow as pa
@@ -12,8 +13,8 @@ KIND = b"datas3:kind"
 LINEAGE = b"datas3:lineage"
 ENCODER = b"datas3:encoder"
 
-MADE_ANEW = b"datas3:made-anew"
-"""Of a table that was deleted and made again: tells it from the one before, whose versions had the same numbers."""
+BORN = b"datas3:born"
+"""Tells a table from one that is made under its name after it was deleted: the versions of both begin at 1."""
 
 KINDS = ("image", "quarantine", "ledger", "selection", "centroids", "assignments", "results")
 
@@ -129,10 +130,13 @@ def vector_columns(schema: pa.Schema) -> dict[str, int]:
     return found
 
 
-def with_kind(schema: pa.Schema, kind: str, lineage: dict[str, Any] | None = None) -> pa.Schema:
-    """The schema with its kind and lineage written into its metadata."""
+def with_kind(
+    schema: pa.Schema, kind: str, lineage: dict[str, Any] | None = None, born: str | None = None
+) -> pa.Schema:
+    """The schema with its kind and lineage written into its metadata, and which table of its name it is: a new one."""
     metadata = dict(schema.metadata or {})
     metadata[KIND] = kind.encode()
+    metadata[BORN] = (born or uuid.uuid4().hex).encode()
     if lineage is not None:
         metadata[LINEAGE] = json.dumps(lineage, sort_keys=True).encode()
     return schema.with_metadata(metadata)

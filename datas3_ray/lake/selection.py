@@ -62,7 +62,7 @@ class Selection:
 
     def is_of(self, pool: Table) -> bool:
         """Whether it was made from this very table, and not from one of the same name that was deleted since."""
-        return self._lineage.get("made_anew") == pool.made_anew
+        return self._lineage.get("born") == pool.born
 
     def _aligned(self, pool: Table, parts: dict[int, list[int]]) -> bool:
         """Whether every row of the selection that the pool still has is in the fragment that it was in."""

@@ -8,8 +8,11 @@ from typing import Any
 import pyarrow as pa
 
 from datas3_ray.errors import UsageError, did_you_mean
-from datas3_ray.lake.schemas import ENCODER, KIND, LINEAGE, MADE_ANEW, vector_columns
+from datas3_ray.lake.schemas import BORN, ENCODER, KIND, LINEAGE, vector_columns
 from datas3_ray.lake.storage import StorageOptions
+
+CONTENT = "datas3:content"
+"""Key of a table's configuration: which change was the last one, kept when the versions that tell are pruned."""
 
 
 class Table:
@@ -41,13 +44,13 @@ class Table:
 
     @property
     def content_mark(self) -> int | str:
-        """What fingerprints know a table's rows by: :attr:`content_version`, and of a table that was made anew more."""
-        return self.content_version if self.made_anew is None else f"{self.made_anew}:{self.content_version}"
+        """What fingerprints know a table's rows by: :attr:`content_version`, and which table of this name it is."""
+        return self.content_version if self.born is None else f"{self.born}:{self.content_version}"
 
     @property
-    def made_anew(self) -> str | None:
-        """Tells a table that was deleted and made again from the one before; None for one that was not."""
-        mark = (self.schema.metadata or {}).get(MADE_ANEW)
+    def born(self) -> str | None:
+        """Tells it from a table that is made under its name once it is deleted; None where another program made it."""
+        mark = (self.schema.metadata or {}).get(BORN)
         return mark.decode() if mark is not None else None
 
     def last_change(self, but_for: str | None = None) -> int:
@@ -57,7 +60,10 @@ class Table:
         operations = lance.LanceOperation
         same = (operations.Rewrite, operations.CreateIndex, operations.UpdateConfig, operations.Merge)
         version, rewritten = self.version, False
+        known = json.loads(self.dataset.config().get(CONTENT, "{}"))
         while version > 1:
+            if version <= known.get("version", 0):
+                return int(known["changed"][but_for or ""])
             try:
                 transaction = self.dataset.read_transaction(version)
             except Exception:  # the engine has no one kind of error for a transaction that was pruned

@@ -199,7 +199,8 @@ class Selector(BaseModel):
         # Which versions were read is told; what is the same depends on when their rows last changed.
         mark = fingerprint({**identity, "inputs": content_marks(read)})
         identity["inputs"] = {table.name: table.version for table in read}
-        identity["made_anew"] = pool.made_anew
+        identity["born"] = pool.born
+        identity["marks"] = content_marks([pool, *splits])
         return Prepared(pool, parent, asked, splits, identity, mark)
 
     def _parent(self, lake: Lake, table: str, within: str | Selection | None) -> Selection | None:

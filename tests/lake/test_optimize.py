@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from datas3_ray.errors import UsageError
 from datas3_ray.lake.ledger import Ledger, ledger_name
 from datas3_ray.lake.optimize import OptimizeConfig, compact_small, optimize_lake, optimize_table
 from datas3_ray.lake.references import referenced_versions, unfinished
+from datas3_ray.lake.row_columns import inputs_version, write_numbers
 from datas3_ray.lake.schemas import LEDGER
 from datas3_ray.lake.splits import Split, split_table
 from datas3_ray.selectors import DensityPruning, Random
@@ -202,6 +204,31 @@ def test_on_an_object_store(s3, ray_session, make_pool) -> None:
     pool = make_pool(lake, "pool", ids, np.random.default_rng(0).normal(size=(40, 4)), fragments=4)
     Random(size=5, seed=0).select(lake, "pool", name="some")
     report = optimize_table(lake, "pool", NOW)
-    assert (report.fragments_after, len(report.pruned), report.referenced) == (1, 4, [pool.version])
+    assert (report.fragments_after, len(report.pruned), report.referenced) == (1, 5, [pool.version])
     assert lake.table("pool").to_arrow(["id"]).column("id").to_pylist() == ids
     assert lake.table("pool", pool.version).to_arrow().num_rows == 40
+
+
+def test_pruning_makes_nothing_stale(lake, make_pool) -> None:
+    """What tells the last change of a table goes with its version, and is remembered."""
+    make_pool(lake, "pool", [f"r{i}" for i in range(20)], np.eye(20), fragments=5)
+    selector = Random(size=5)
+    selector.select(lake, "pool", name="some")
+    mark = lake.table("pool").content_mark
+    for _ in range(3):
+        optimize_lake(lake, config=NOW)
+        assert lake.table("pool").content_mark == mark
+        assert selector.is_current(lake, "pool", "some")
+    version = lake.table("pool").version
+    numbers = pa.table({"id": [f"r{i}" for i in range(20)], "n": np.arange(20.0)})
+    for turn in range(3):  # new numbers in place, which change the table and not what they are made from
+        inputs = inputs_version(lake.table("pool"))
+        write_numbers(lake, "pool", inputs, numbers, {"n": {"turn": turn}})
+        before = lake.table("pool").content_mark
+        optimize_lake(lake, config=NOW)
+        assert lake.table("pool").content_mark == before
+        assert inputs_version(lake.table("pool")) == inputs
+    assert lake.table("pool").version > version
+    assert not selector.is_current(lake, "pool", "some")
+    make_pool(lake, "pool", ["new"], np.ones((1, 20)), n=[1.0])
+    assert inputs_version(lake.table("pool")) > inputs

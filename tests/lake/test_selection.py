@@ -131,11 +131,6 @@ def test_a_pool_that_was_deleted_and_made_anew_is_another_one(pool, make_pool) -
     assert chosen(Everything().select(pool, "pool", within="ranking")) == {"r5", "r6", "r7"}
 
 
-def test_a_new_name_is_not_marked(pool) -> None:
-    assert pool.table("pool").made_anew is None
-    assert isinstance(pool.table("pool").content_mark, int)
-
-
 def test_parents_that_are_none_are_refused(pool) -> None:
     for within in (5, ["a"], pool.table("pool")):
         with pytest.raises(UsageError, match="within is a selection or its name"):
