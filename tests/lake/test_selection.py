@@ -139,3 +139,22 @@ def test_parents_that_are_none_are_refused(pool) -> None:
         Random(size=2).select(pool, "pool", name=5)
     with pytest.raises(UsageError, match="takes a list of selections"):
         combine(pool, "union", "ab")
+
+
+def test_a_table_stays_the_same_whatever_is_done_to_it(pool, make_pool) -> None:
+    born = pool.table("pool").born
+    assert born is not None and pool.table("pool").content_mark == f"{born}:{pool.table('pool').content_version}"
+    table = lancedb.connect(pool.uri).open_table("pool")
+    table.add(table.to_arrow().slice(0, 1).set_column(0, "id", [["late"]]))
+    table.update(where="id = 'r1'", values={"w": 50.0})
+    table.add_columns({"twice": "w * 2"})
+    optimize_lake(pool, ["pool"], OptimizeConfig(keep_days=0))
+    assert pool.table("pool").born == born
+    # Rows that were read from it make another table.
+    copy = pool.add("copy", pool.table("pool").to_arrow())
+    assert copy.born not in (None, born)
+    split = Split(where="w < 5")
+    first = split_table(pool, "pool", "test", split)
+    again = split_table(pool, "pool", "test", Split(where="w < 4"), replace=True)
+    assert first.born == again.born != born
+    assert first.content_mark != again.content_mark
