@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from datas3_ray.errors import Datas3Error
 from datas3_ray.kernels.hashing import hash64, id_words, uniform
 from datas3_ray.kernels.ranking import rank_words
 from datas3_ray.kernels.similarity import normalize
@@ -247,7 +248,8 @@ def _deal(fragment: Fragment | None, part: pa.Table, position: int, dealing: Dea
     part = part.select(["id", "cluster", "key"]).combine_chunks()
     bucket = dealing.of(part)
     places = np.split(np.argsort(bucket, kind="stable"), np.cumsum(np.bincount(bucket, minlength=dealing.buckets))[:-1])
-    vectors = _dealt_vectors(fragment, bucket, places) if fragment is not None else [None] * dealing.buckets
+    ids = part.column("id")
+    vectors = _dealt_vectors(fragment, ids, bucket, places) if fragment is not None else [None] * dealing.buckets
     out = [
         {"rows": part.take(pa.array(rows)), "vectors": mine, "part": position, "position": rows}
         for rows, mine in zip(places, vectors, strict=True)
@@ -255,12 +257,15 @@ def _deal(fragment: Fragment | None, part: pa.Table, position: int, dealing: Dea
     return out[0] if dealing.buckets == 1 else tuple(out)
 
 
-def _dealt_vectors(fragment: Fragment, bucket: np.ndarray, places: list[np.ndarray]) -> list[np.ndarray | None]:
+def _dealt_vectors(
+    fragment: Fragment, ids: pa.ChunkedArray, bucket: np.ndarray, places: list[np.ndarray]
+) -> list[np.ndarray | None]:
     """Unit vectors of each bucket's rows, filled in batch by batch."""
     out: list[np.ndarray] = []
     filled = np.zeros(len(places), np.int64)
     at = 0
-    for _, batch in fragment.vectors():
+    for mine_ids, batch in fragment.vectors():
+        _require_same(fragment, mine_ids, ids.slice(at, len(mine_ids)))
         if not out:
             out = [np.empty((len(rows), batch.shape[1]), np.float32) for rows in places]
         unit = normalize(batch)[0]
@@ -273,7 +278,17 @@ def _dealt_vectors(fragment: Fragment, bucket: np.ndarray, places: list[np.ndarr
             rows = sort[ends[number] - counts[number] : ends[number]]
             out[number][filled[number] : filled[number] + len(rows)] = unit[rows]
         filled += counts
+    _require_same(fragment, pa.array([], pa.string()), ids.slice(at))
     return [*out] if out else [None] * len(places)
+
+
+def _require_same(fragment: Fragment, there: pa.Array, assigned: pa.ChunkedArray) -> None:
+    """Rows that no cluster was found for, or the other way round, would be compared as if they were others."""
+    if not there.equals(assigned.combine_chunks()):
+        raise Datas3Error(
+            f"fragment {fragment.fragment} of {fragment.uri} has other rows than its clustering; remove the tables of "
+            "that clustering from the lake, and run the same command again."
+        )
 
 
 def _collect(
