@@ -39,7 +39,7 @@ class SweepConfig(BaseModel):
         Values of each hyper-parameter; a trial a combination.
     search : {"grid", "random", "asha"}
         Every combination; ``trials`` of them, drawn with the first seed; or those with early stopping of the worse
-        ones (asynchronous successive halving).
+        ones of each selection and seed (asynchronous successive halving).
     epochs, samples : int
         The budget of a trial: passes over its rows, or images seen in all, whatever the size of the subset.
     patience : int, optional
