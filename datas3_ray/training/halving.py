@@ -65,8 +65,8 @@ def check_scored(trials: list[Trial]) -> None:
         failed = [trial for trial in members if trial.status == "failed"]
         why = f", {len(failed)} failed (trial {failed[0].point}: {failed[0].error.rstrip('.')})" if failed else ""
         raise Datas3Error(
-            f"no trial of selection '{selection}' ended with a score ({stopped} stopped early{why}), so no results were "
-            "written; leave out the points that fail, or use search: grid."
+            f"no trial of selection '{selection}' ended with a score ({stopped} stopped early{why}), so no results "
+            "were written; leave out the points that fail, or use search: grid."
         )
 
 

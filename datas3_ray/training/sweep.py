@@ -139,7 +139,7 @@ def _open(lake: Lake, config: SweepConfig, name: str, deployments: Mapping[str, 
     wanted = dict.fromkeys(chosen for d in deployments.values() for chosen in d.selections.values())
     return Sweep(
         name=name,
-        config=config,
+        config=config.by_content(),
         deployments=deployments,
         selections={chosen: lake.selection(chosen) for chosen in wanted},
         scored_versions={each: lake.image_table(each).version for each in scored},
