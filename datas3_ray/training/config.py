@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from datas3_ray.errors import UsageError, did_you_mean, one_sentence
+from datas3_ray.training.initial_weights import known_by, known_by_folder
 from datas3_ray.training.metrics import default_metric
 from datas3_ray.training.metrics import metric as find_metric
 from datas3_ray.training.models import model as find_model
@@ -39,7 +40,7 @@ class SweepConfig(BaseModel):
         Values of each hyper-parameter; a trial a combination.
     search : {"grid", "random", "asha"}
         Every combination; ``trials`` of them, drawn with the first seed; or those with early stopping of the worse
-        ones (asynchronous successive halving).
+        ones of each selection and seed (asynchronous successive halving).
     epochs, samples : int
         The budget of a trial: passes over its rows, or images seen in all, whatever the size of the subset.
     patience : int, optional
@@ -151,6 +152,11 @@ class SweepConfig(BaseModel):
             value = getattr(self, key)
             if value != type(self).model_fields[key].default:
                 raise UsageError(f"{key} = {value!r} means nothing to model {self.model}; leave it out.")
+        if self.search == "grid" and self.trials is not None:
+            raise UsageError(
+                f"trials = {self.trials} means nothing with search: grid, which trains every point; use search: random "
+                "or asha."
+            )
         return self
 
     def points(self) -> list[dict[str, int | float]]:
@@ -165,8 +171,17 @@ class SweepConfig(BaseModel):
         """The model's options as its own class."""
         return find_model(self.model).options.model_validate(self.options)
 
+    def by_content(self) -> SweepConfig:
+        """The same with the sha256 of local weights in place of their names: another file's results are others."""
+        weights, options = self.weights, self.options
+        changed = {"weights": known_by(weights), "options": {key: known_by_folder(options[key]) for key in options}}
+        return self.model_copy(update=changed)
+
     def settings(self) -> dict[str, Any]:
-        """Everything that bears on a trial's result, as plain JSON values: not how many run at once."""
+        """Everything that bears on a trial's result, as plain JSON values: not how many run at once.
+
+        Local weights are there by name; see :meth:`by_content`.
+        """
         return self.model_dump(mode="json", exclude={"max_concurrent", "gpus", "retries", "cache_gb"})
 
 

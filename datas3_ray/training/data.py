@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from datas3_ray.errors import UsageError, did_you_mean
 from datas3_ray.kernels.hashing import hash64, id_words, uniform
+from datas3_ray.lake.pool import may_be_of, pool_then
 from datas3_ray.lake.schemas import matrix
 
 if TYPE_CHECKING:
@@ -112,21 +113,17 @@ def pool_of(lake: Lake, selection: Selection, column: str, label: str) -> Table:
 
     Columns may have been added since (another encoder's vectors, labels): where that version lacks one, the newest
     version is read instead, for an id's row does not change.
+
+    Raises
+    ------
+    UsageError
+        When the version is no longer there, or the table was made anew.
     """
-    lineage = selection.lineage()
-    name = str(lineage["table"])
-    newest = lake.table(name)
-    version = lineage.get("inputs", {}).get(name)
-    if version is None or version == newest.version:
-        return newest
-    try:
-        pinned = lake.table(name, int(version))
-    except UsageError:
-        raise UsageError(
-            f"selection '{selection.name}' was made from version {version} of table '{name}', which is no "
-            "longer there; make the selection again."
-        ) from None
-    return pinned if {column, label} <= set(pinned.schema.names) else newest
+    pinned = pool_then(lake, selection)
+    if {column, label} <= set(pinned.schema.names):
+        return pinned
+    newest = lake.table(pinned.name)
+    return newest if may_be_of(selection, newest) else pinned
 
 
 def by_pool(

@@ -30,14 +30,23 @@ def budget(config: SweepConfig, size: int) -> Iterator[tuple[int, int]]:
     """Numbers of the epochs of ``size`` rows, from 1, and how many rows each may see.
 
     >>> from datas3_ray.training.config import SweepConfig
-    >>> list(budget(SweepConfig(epochs=2), 10)), list(budget(SweepConfig(samples=25), 10))
+    >>> resnet = {"model": "resnet50", "grid": {"batch_size": 8, "lr": 0.1}}
+    >>> list(budget(SweepConfig(epochs=2), 10)), list(budget(SweepConfig(samples=25, **resnet), 10))
     ([(1, 10), (2, 10)], [(1, 10), (2, 10), (3, 5)])
     """
-    if config.samples is None:
-        yield from ((number, size) for number in range(1, config.epochs + 1))
-        return
-    for number, seen in enumerate(range(0, config.samples, size), start=1):
-        yield number, min(size, config.samples - seen)
+    for number in range(1, epochs_of(config, size) + 1):
+        yield number, size if config.samples is None else min(size, config.samples - (number - 1) * size)
+
+
+def epochs_of(config: SweepConfig, size: int) -> int:
+    """How many epochs of ``size`` rows the budget has.
+
+    >>> from datas3_ray.training.config import SweepConfig
+    >>> resnet = {"model": "resnet50", "grid": {"batch_size": 8, "lr": 0.1}}
+    >>> epochs_of(SweepConfig(epochs=2), 10), epochs_of(SweepConfig(samples=25, **resnet), 10)
+    (2, 3)
+    """
+    return config.epochs if config.samples is None else -(-config.samples // max(size, 1))
 
 
 def steps(config: SweepConfig, size: int, batch_size: int) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from datas3_ray.encoders.weights import find_weights, load_weights
+from datas3_ray.encoders.weights import FOLDER, find_weights, hash_file, hash_folder, load_weights
 from datas3_ray.errors import Datas3Error, UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +34,29 @@ def read_weights(weights: str, what: str, from_hub: Callable[[str], Tensors]) ->
         raise
     except Datas3Error as error:
         raise UsageError(str(error)) from error
+
+
+def known_by(weights: str | None) -> str | None:
+    """``sha256:`` and a local file's content, for it may be written over; any other name as it is.
+
+    >>> known_by("IMAGENET1K_V2"), known_by(None)
+    ('IMAGENET1K_V2', None)
+    """
+    if not weights:
+        return weights
+    try:
+        found = find_weights(weights, "weights")
+    except UsageError:  # told when they are read; a finished sweep does not read them
+        return weights
+    return weights if found.path is None else f"sha256:{hash_file(found.path)}"
+
+
+def known_by_folder(option: Any) -> Any:
+    """The same for a model's option that names a folder with a network and its weights."""
+    if not isinstance(option, str) or not option.startswith(FOLDER):
+        return option
+    folder = Path(option.removeprefix(FOLDER))
+    return f"sha256:{hash_folder(folder)}" if folder.is_dir() else option
 
 
 def fit_weights(given: Tensors, wanted: Tensors, heads: Collection[str], what: str) -> dict[str, torch.Tensor]:

@@ -14,11 +14,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Work:
-    """What trials read, by selection and seed, and the test tables (by name) to score each selection on."""
+    """What trials read, by selection and seed, and the test tables (by name) to score each selection on.
+
+    ``epochs`` are those of a trial's budget, by selection and seed.
+    """
 
     training: Mapping[tuple[str, int], Any]
     tests: Mapping[str, Any]
     tests_of: Mapping[str, Sequence[str]]
+    epochs: Mapping[tuple[str, int], int]
 
 
 class Keeper:

@@ -19,6 +19,7 @@ from datas3_ray.errors import UsageError
 from datas3_ray.lake.lake import RESULTS_TABLE
 from datas3_ray.training.config import SweepConfig
 from datas3_ray.training.contract import Point
+from datas3_ray.training.epochs import epochs_of
 from datas3_ray.training.models import model as find_model
 from datas3_ray.training.progress import Listener, SweepProgress, listening
 from datas3_ray.training.results import Sweep, finished_rows, result_rows, scored_tables
@@ -103,6 +104,7 @@ def run_sweep(
             each: sorted({t for d in deployments.values() if each in d.selections.values() for t in sweep.scored(d)})
             for each in sweep.selections
         },
+        epochs={key: epochs_of(config, one.train_rows) for key, one in prepared.training.items()},
     )
     root = storage if "://" in storage else os.path.abspath(os.path.expanduser(storage))
     folder = folder_name(name, sweep.fingerprint)
@@ -137,7 +139,7 @@ def _open(lake: Lake, config: SweepConfig, name: str, deployments: Mapping[str, 
     wanted = dict.fromkeys(chosen for d in deployments.values() for chosen in d.selections.values())
     return Sweep(
         name=name,
-        config=config,
+        config=config.by_content(),
         deployments=deployments,
         selections={chosen: lake.selection(chosen) for chosen in wanted},
         scored_versions={each: lake.image_table(each).version for each in scored},

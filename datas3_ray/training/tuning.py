@@ -24,6 +24,7 @@ from datas3_ray.errors import Datas3Error
 from datas3_ray.training.contract import Outcome, Point
 from datas3_ray.training.gang import standing
 from datas3_ray.training.gang import use as use_workers
+from datas3_ray.training.halving import Halving, check_scored
 from datas3_ray.training.keeper import Work, keeping
 from datas3_ray.training.metrics import metric as find_metric
 from datas3_ray.training.models import model as find_model
@@ -77,7 +78,8 @@ def run_trials(
     Raises
     ------
     Datas3Error
-        When every trial fails (the sentence names the first and its cause) or the run is interrupted.
+        When every trial fails (the sentence names the first and its cause), a selection is left without a score, or
+        the run is interrupted.
     """
     root = f"{storage.rstrip('/')}/{name}"
     file = find_model(config.model).checkpoint
@@ -94,6 +96,7 @@ def run_trials(
         for point in left:
             trials[point.index] = _ended(point, results.get(point.index), root, file, config)
     ended = [trials[point.index] for point in points]
+    check_scored(ended)
     failed = [trial for trial in ended if trial.status == "failed"]
     if failed and not any(trial.outcome for trial in ended):
         raise Datas3Error(
@@ -113,7 +116,7 @@ def _tune(
     """Tune's result of each point, by the point's index."""
     at_once = _at_once(config)
     with keeping(work, name), _quiet_tune(), _workers(config, min(at_once or 1, len(points))) as posts:
-        grid = _tuner(name, points, config, storage, root, watch, posts, at_once).fit()
+        grid = _tuner(name, points, config, work, storage, root, watch, posts, at_once).fit()
     return {
         result.config["point"]["index"]: result for result in map(grid.__getitem__, range(len(grid))) if result.config
     }
@@ -128,6 +131,7 @@ def _tuner(
     name: str,
     points: Sequence[Point],
     config: SweepConfig,
+    work: Work,
     storage: str,
     root: str,
     watch: _Watch,
@@ -142,7 +146,7 @@ def _tuner(
         tune_config=tune.TuneConfig(
             reuse_actors=True,
             max_concurrent_trials=at_once,
-            scheduler=_scheduler(config),
+            scheduler=Halving(config.metric, work.epochs) if config.search == "asha" else None,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
         ),
@@ -179,23 +183,6 @@ def _run_trial(
             # Text, so that TensorBoard's logger leaves the many recalls out.
             "outcome": json.dumps(asdict(outcome)),
         }
-    )
-
-
-def _scheduler(config: SweepConfig) -> Any:
-    """Successive halving of epochs where the search asks for it."""
-    if config.search != "asha":
-        return None
-    from ray.tune.schedulers import ASHAScheduler
-
-    mode = "max" if find_metric(config.metric).higher_is_better else "min"
-    return ASHAScheduler(
-        time_attr="epoch",
-        metric=f"validation/{config.metric}",
-        mode=mode,
-        max_t=config.epochs + 1,  # the last epoch's trial ends by itself, with its scores
-        grace_period=1,
-        reduction_factor=3,
     )
 
 

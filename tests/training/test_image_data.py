@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from training.pictures import CLASSES, rows, select
 
 from datas3_ray import Lake
 from datas3_ray.errors import UsageError
+from datas3_ray.selectors import Everything
 from datas3_ray.training.config import SweepConfig
 from datas3_ray.training.image_data import read_labelled_images, split_images, test_sets, training_sets
+from datas3_ray.training.models import model as find_model
 
 CONFIG = SweepConfig(model="resnet50", validation=0.2)
 
@@ -152,3 +155,18 @@ def test_what_does_not_fit_is_one_sentence(
         test_sets(asked, selections, {test: lake.table(test)})
         training_sets(lake, asked, selections)
     assert "\n" not in str(error.value)
+
+
+def test_a_pool_that_was_made_anew_is_told_before_training(ray_session: None, lake: Lake) -> None:
+    # The same ids, other pictures and labels, and version 1 again.
+    chosen = Everything().select(lake, "pool", name="old")
+    shutil.rmtree(lake.table("pool").uri)
+    lake.add("pool", rows(60, "p", 9))
+    assert lake.table("pool").version == chosen.lineage()["inputs"]["pool"]
+    for name, column in (("resnet50", None), ("vit_linear_probe", "vec")):
+        config = SweepConfig(model=name, column=column)
+        with pytest.raises(UsageError, match="table 'pool' was deleted and made anew since selection 'old' was made"):
+            find_model(name).prepare(lake, config, {"old": chosen}, {"test": lake.table("test")})
+    # One that was made by hand does not say which table it is of.
+    made_by_hand = lake.selection("half")
+    assert training_sets(lake, CONFIG, {"half": made_by_hand})["half", 0].inputs == {"pool": 1}

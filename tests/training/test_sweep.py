@@ -20,7 +20,7 @@ from datas3_ray.training.contract import Outcome, Point
 from datas3_ray.training.metrics import accuracy, recode
 from datas3_ray.training.probe import load_probe
 from datas3_ray.training.results import best_points
-from datas3_ray.training.sweep import Deployment, SweepProgress, run_sweep, sweep_is_done
+from datas3_ray.training.sweep import Deployment, SweepProgress, _open, run_sweep, sweep_is_done
 from datas3_ray.training.tuning import Trial
 
 CLASSES = ("ant", "bee", "cow")
@@ -192,6 +192,21 @@ def test_a_second_run_is_skipped(swept: Swept) -> None:
     assert len(list(Path(swept.storage).iterdir())) == 1
     assert not sweep_is_done(swept.lake, CONFIG.model_copy(update={"epochs": 5}), **same)
     assert not sweep_is_done(swept.lake, CONFIG, name="other", deployments=DEPLOYMENTS)
+
+
+def test_weights_that_were_written_over_make_another_sweep(swept: Swept, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pt"
+    grid = {"batch_size": (8,), "lr": (0.1,)}
+    config = SweepConfig(model="resnet50", weights=str(weights), grid=grid)
+    marks = []
+    for content in (b"one", b"two"):
+        weights.write_bytes(content)
+        sweep = _open(swept.lake, config, "sweep", DEPLOYMENTS)
+        marks.append(sweep.fingerprint)
+        weights.write_bytes(b"while it trains")
+        assert sweep.fingerprint == marks[-1]
+        assert SweepConfig.model_validate(sweep.config.settings()).weights == sweep.config.weights
+    assert marks[0] != marks[1]
 
 
 def test_the_leaderboard_of_a_sweep(swept: Swept) -> None:

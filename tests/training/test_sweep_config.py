@@ -42,6 +42,33 @@ def test_how_many_run_at_once_is_not_part_of_the_settings() -> None:
     assert load_sweep_config({"seed": 1}).settings() != load_sweep_config({}).settings()
 
 
+def test_local_weights_count_by_content(tmp_path: Path) -> None:
+    path, folder = tmp_path / "w.pt", tmp_path / "net"
+    given = {**IMAGES, "model": "clip", "weights": str(path), "options": {"architecture": f"local-dir:{folder}"}}
+    config = load_sweep_config(given)
+    assert config.by_content() == config  # there is no file, which is told when it is read
+    folder.mkdir()
+    marks = []
+    for file, text in ((path, "one"), (path, "two"), (folder / "a", "three"), (folder / "a", "four")):
+        file.write_text(text)
+        marks.append(config.by_content().settings())
+    assert all(marks.count(mark) == 1 for mark in marks)
+    assert str(tmp_path) not in str(marks)
+    moved = path.rename(tmp_path / "other.pt")
+    assert load_sweep_config({**given, "weights": str(moved)}).by_content().settings() == marks[-1]
+
+
+@pytest.mark.parametrize("weights", [None, "", "IMAGENET1K_V2", "random", "hf-hub:a/b", "no/such/file.pt"])
+def test_other_weights_count_by_name(weights: str | None) -> None:
+    config = load_sweep_config({**IMAGES, "model": "resnet50", "weights": weights})
+    assert config.by_content().settings() == config.settings()
+
+
+def test_trials_go_with_a_search_that_draws() -> None:
+    for search in ("random", "asha"):
+        assert len(load_sweep_config({"search": search, "trials": 2}).points()) == 2
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
@@ -66,6 +93,7 @@ def test_how_many_run_at_once_is_not_part_of_the_settings() -> None:
         ({"weight": "w"}, "weight = 'w' means nothing"),
         ({"workers": 2}, "workers = 2 means nothing"),
         ({"cache_gb": 1}, "cache_gb = 1.0 means nothing"),
+        ({"trials": 2}, "trials = 2 means nothing with search: grid, which trains every point; use search: random or"),
         ({**IMAGES, "model": "resnet50", "column": "vec"}, "column = 'vec' means nothing to model resnet50"),
         ({**IMAGES, "model": "vit_lora", "normalize": False}, "normalize = False means nothing"),
         ({**IMAGES, "model": "clip", "standardize": True}, "standardize = True means nothing"),
