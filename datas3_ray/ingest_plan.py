@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from datas3_ray.encoders import EncoderConfig, parse_encoder
 from datas3_ray.errors import UsageError, checked
 from datas3_ray.lake.lake import check_name
-from datas3_ray.lake.ledger import Ledger, Replacement
+from datas3_ray.lake.ledger import Entered, Ledger, Replacement
 from datas3_ray.lake.schemas import fingerprint
 from datas3_ray.lake.storage import sql_string
 from datas3_ray.sources import FileSource, Item, Shard, Source, VectorSource, parse_source
@@ -199,12 +199,18 @@ def _sort_items(source: FileSource, ledger: Ledger, replace: bool) -> _Sorted:
     there = ledger.items()
     items = source.items()
     new = [item for item in items if item.id not in there]
-    changed = [item for item in items if there.get(item.id, item.fingerprint) != item.fingerprint]
+    changed = [item for item in items if item.id in there and there[item.id].fingerprint != item.fingerprint]
     same = len(items) - len(new) - len(changed)
     if not replace:
         return source.group(new), same, [item.uri for item in changed], {}
-    groups = source.group(changed)
+    groups = [_renamed(group, there) for group in source.group(changed)]
     return [*source.group(new), *groups], same, [], {group.uri: _replacement(group.items) for group in groups}
+
+
+def _renamed(group: Shard, there: dict[str, Entered]) -> Shard:
+    """The group with a name of what it replaces, too: content that returns has its old name in the ledger already."""
+    commits = sorted({there[item.id].commit for item in group.items})
+    return replace(group, uri=f"{group.uri}-{fingerprint(commits)}")
 
 
 def _replacement(items: Iterable[Item]) -> Replacement:
