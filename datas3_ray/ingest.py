@@ -122,9 +122,7 @@ def _unread(summary: IngestSummary) -> str:
 class _Run:
     """One ingest: takes the workers' results as they come and commits several at a time."""
 
-    def __init__(
-        self, lake: Lake, plan: Plan, ledger: Ledger, lease: Lease, known: set[str], progress: bool
-    ) -> None:
+    def __init__(self, lake: Lake, plan: Plan, ledger: Ledger, lease: Lease, known: set[str], progress: bool) -> None:
         self.lake, self.plan, self.ledger, self.lease = lake, plan, ledger, lease
         self.known, self.progress = known, progress
         self.summary = IngestSummary(plan.table, skipped=plan.skipped, changed=plan.changed)

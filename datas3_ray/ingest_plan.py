@@ -214,6 +214,19 @@ def _renamed(group: Shard, there: dict[str, Entered]) -> Shard:
 
 
 def _replacement(items: Iterable[Item]) -> Replacement:
+    items = list(items)
     ids = ", ".join(sql_string(item.id) for item in items)
-    uris = ", ".join(sql_string(item.uri) for item in items)
-    return Replacement(f"id IN ({ids})", f"uri IN ({uris})")
+    uris = ", ".join({sql_string(item.uri): None for item in items})
+    # Lines without an id are of a whole file, or of an earlier version: those have an end of the id as key.
+    keys = ", ".join({sql_string(key): None for item in items for key in ("", *_ends(item.id))})
+    return Replacement(f"id IN ({ids})", f"id IN ({ids}) OR (id IS NULL AND uri IN ({uris}) AND key IN ({keys}))")
+
+
+def _ends(id: str) -> list[str]:
+    """What a source may have called an item of this id: the id without the first folders.
+
+    >>> _ends("pets/cat/1")
+    ['pets/cat/1', 'cat/1', '1']
+    """
+    parts = id.split("/")
+    return ["/".join(parts[at:]) for at in range(len(parts))]

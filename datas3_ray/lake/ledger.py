@@ -203,6 +203,10 @@ class Ledger:
         ):
             if not self.lake.exists(name):
                 create_dataset(dataset_uri(self.lake.uri, name), with_kind(empty, kind), self.lake.options)
+        quarantine = self.lake.table(quarantine_name(self.table))
+        missing = [field for field in QUARANTINE if field.name not in quarantine.schema.names]
+        if missing:  # of an earlier version; the columns are last, as in what the workers write
+            quarantine.dataset.add_columns(pa.schema(missing))
 
     def _claim(self, rows: pa.Table, commit_id: str) -> set[str]:
         """Enter the shards into the ledger; of two runs that enter the same one, it becomes one's.

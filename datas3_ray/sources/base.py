@@ -118,13 +118,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Reject:
-    """What could not become a row; ``reason`` is a key of REASONS, ``key`` is empty when it concerns a whole shard."""
+    """What could not become a row; ``reason`` is a key of REASONS, ``key`` is empty when it concerns a whole shard.
+
+    ``id`` is that of the item, by which its line goes when the item is replaced.
+    """
 
     uri: str
     offset: int
     reason: str
     error: str
     key: str
+    id: str | None = None
 
 
 class Source(ABC):

@@ -92,9 +92,9 @@ def read_items(
             yield Reject(shard.uri, 0, "unreadable_shard", data.message, "")
             return
         if isinstance(data, SampleError):
-            yield Reject(item.uri, offset, data.reason, data.message, key)
+            yield Reject(item.uri, offset, data.reason, data.message, key, item.id)
         elif not data:
-            yield Reject(item.uri, offset, "empty_image", f"{item.uri!r} has no bytes", key)
+            yield Reject(item.uri, offset, "empty_image", f"{item.uri!r} has no bytes", key, item.id)
         else:
             own = {name: known[name] for name in ("json", "txt", "cls") if name in known}
             yield Sample(item.id, key, item.uri, offset, len(data), data, own, known.get("extra", {}))
