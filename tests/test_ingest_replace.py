@@ -131,3 +131,36 @@ def test_a_quarantine_of_an_earlier_version_gets_the_column_and_loses_the_right_
         ("pack", False),
         ("pack", True),
     ]
+
+
+@pytest.mark.parametrize("column", ["uri", "image"])
+def test_rows_that_name_files_are_replaced_with_their_table(lake, tmp_path, column) -> None:
+    """Their uri is that of the image; what others put below the same ids stays."""
+    for number in range(3):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg(number))
+    (tmp_path / "below" / "set").mkdir(parents=True)
+    (tmp_path / "below" / "set" / "mine.jpg").write_bytes(jpeg(9))
+
+    def write(name: str, labels: str) -> None:
+        names = [f"{number}.jpg" for number in range(len(labels))]
+        places = names if column == "uri" else [{"bytes": None, "path": name} for name in names]
+        pq.write_table(pa.table({column: places, "label": list(labels)}), tmp_path / name)
+
+    write("rows.parquet", "abc")
+    write("rows%.parquet", "o")
+    source = {"parquet": str(tmp_path / "*.parquet"), "id_folders": 0, "id_prefix": "set"}
+    if column == "image":
+        source["image"] = column
+    more = {"store": "uri"}
+    ingest(lake, "pool", config(source, **more), progress=False)
+    folder = {"folder": str(tmp_path / "below"), "id_folders": 0, "id_prefix": "set/rows", "columns": {}}
+    ingest(lake, "pool", config(folder, **more), progress=False)
+    write("rows.parquet", "xy")
+    ingest(lake, "pool", config(source, replace=True, **more), progress=False)
+    rows = lake.table("pool").to_arrow(["id", "label"]).to_pylist()
+    assert sorted((row["id"], row["label"]) for row in rows) == [
+        ("set/rows%/000000000", "o"),
+        ("set/rows/000000000", "x"),
+        ("set/rows/000000001", "y"),
+        ("set/rows/set/mine", "set"),
+    ]

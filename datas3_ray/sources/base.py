@@ -137,10 +137,14 @@ class Source(ABC):
     Implementations have the class variable ``name`` (the recipe's word for them), the attribute ``columns`` and a
     class method ``from_spec`` that takes the recipe's mapping. ``ranged`` says whether an image can be fetched again
     by its byte range; where it cannot, its bytes are stored in the table unless the recipe says otherwise.
+    ``rows_elsewhere`` says that rows may have another uri than their shard, whose ids then begin with its prefix, and
+    ``own_prefix`` that no two shards have the same one.
     """
 
     name: ClassVar[str]
     ranged: ClassVar[bool] = True
+    rows_elsewhere: ClassVar[bool] = False
+    own_prefix: ClassVar[bool] = True
     columns: Columns
 
     @classmethod
