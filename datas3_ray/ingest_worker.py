@@ -213,6 +213,11 @@ def _sound(rows: pa.Table, offsets: pa.Array, shard: Shard, seen: _Seen, output:
         name, offset = rows.column("id")[int(position)].as_py(), offsets[int(position)].as_py()
         output.add_reject(Reject(shard.uri, offset, "duplicate_id", f"the id '{name}' came before", name))
     for column in vector_columns(rows.schema):
+        absent = pc.is_null(rows.column(column)).to_numpy() & ~bad
+        for position in np.flatnonzero(absent):
+            name, offset = rows.column("id")[int(position)].as_py(), offsets[int(position)].as_py()
+            output.add_reject(Reject(shard.uri, offset, "no_vector", f"the vector '{column}' is missing", name))
+        bad |= absent
         broken_rows = _not_finite(rows.column(column)) & ~bad
         for position in np.flatnonzero(broken_rows):
             name, offset = rows.column("id")[int(position)].as_py(), offsets[int(position)].as_py()

@@ -49,6 +49,7 @@ REASONS: dict[str, str] = {
     "decode_timeout": "the image was not decoded within decode_seconds",
     # the vector
     "no_id": "a row of ready vectors has no id",
+    "no_vector": "a row of ready vectors has none",
     "duplicate_id": "a row of ready vectors has the id of one before it",
     "nan_vector": "an encoder gave a vector with NaN or infinite values",
 }
