@@ -110,7 +110,6 @@ def plan_ingest(lake: Lake, name: str, config: IngestConfig) -> Plan:
     check_name(name)
     source = parse_source(config.source)
     encoders = _encoders(config, source)
-    stores_bytes = _stores_bytes(config, source)
     _check_columns(config, source, encoders)
     ledger = Ledger(lake, name)
     _check_whole(lake, name, ledger)
@@ -118,6 +117,7 @@ def plan_ingest(lake: Lake, name: str, config: IngestConfig) -> Plan:
         found = sort_items(source, ledger, config.replace)
     else:
         found = sort_shards(source, lake, ledger, config.replace)
+    stores_bytes = _stores_bytes(config, source)
     identity = _identity(config, source, encoders, stores_bytes)
     ledger.check_config(identity)
     if lake.exists(name) and not lake.exists(ledger.name):

@@ -105,8 +105,8 @@ def _check_ids(source: Source, lake: Lake, table: str, new: list[Shard], others:
             shard, twins = next(pair for pair in some if id.startswith(f"{pair[0].prefix}/"))
             raise UsageError(
                 f"{source.name}: {shard.uri!r} would have the ids of {twins[0]!r}, which is in table '{table}', "
-                f"such as {id!r}. If it was moved, ingest it into a table of another name or drop this one first; if it "
-                "is another, set an `id_prefix:`, or `id_folders:` so that ids keep more of the path."
+                f"such as {id!r}. If it was moved, ingest it into a table of another name or drop this one first; if "
+                "it is another, set an `id_prefix:`, or `id_folders:` so that ids keep more of the path."
             )
 
 
