@@ -11,6 +11,7 @@ from datas3_ray.lake.ledger import Entered, Ledger, Replacement
 from datas3_ray.lake.schemas import fingerprint
 from datas3_ray.lake.storage import sql_string
 from datas3_ray.sources import FileSource, Item, Shard, Source
+from datas3_ray.sources.base import is_text
 
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake
@@ -34,6 +35,9 @@ def sort_shards(source: Source, lake: Lake, ledger: Ledger, take_changed: bool) 
     """
     there = ledger.shards()
     shards = source.shards()
+    odd = next((shard.uri for shard in shards if not is_text(shard.uri)), None)
+    if odd is not None:
+        raise UsageError(f"{source.name}: the file name {odd!r} is not UTF-8 and cannot be stored; rename the file.")
     new = [shard for shard in shards if shard.uri not in there]
     changed = [shard for shard in shards if there.get(shard.uri, shard.fingerprint) != shard.fingerprint]
     same = len(shards) - len(new) - len(changed)
@@ -143,7 +147,7 @@ def _shared(shard: Shard) -> list[str]:
 def sort_items(source: FileSource, ledger: Ledger, take_changed: bool) -> Sorted:
     """The files of a source by what the ledger says of them."""
     there = ledger.items()
-    items = source.items()
+    items = source.storable()
     new = [item for item in items if item.id not in there]
     changed = [item for item in items if item.id in there and there[item.id].fingerprint != item.fingerprint]
     same = len(items) - len(new) - len(changed)

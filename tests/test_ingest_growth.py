@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 
@@ -186,3 +187,27 @@ def test_a_table_that_was_deleted_without_its_ledger_is_told(lake, tmp_path) -> 
     for name in lake.names():
         shutil.rmtree(tmp_path / "lake" / f"{name}.lance")
     assert ingest(lake, "pool", config(source), progress=False).rows == 2
+
+
+def test_names_that_are_not_utf8_cost_no_neighbour(lake, tmp_path) -> None:
+    (tmp_path / "pets" / "cat").mkdir(parents=True)
+    (tmp_path / "pets" / "cat" / "1.jpg").write_bytes(jpeg(1))
+    with open(os.fsencode(tmp_path / "pets" / "cat") + b"/\xff.jpg", "wb") as file:
+        file.write(jpeg(2))
+    lines = [{"path": "pets/cat/1.jpg", "key": "good"}, {"path": "pets/cat/1.jpg", "key": "\ud800"}]
+    (tmp_path / "files.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for name, source, kept, key, reason in (
+        ("pool", {"folder": str(tmp_path / "pets")}, "pets/cat/1", "cat/\\udcff", "unreadable_file"),
+        ("rows", {"manifest": str(tmp_path / "files.jsonl"), "id": "key"}, "good", "\\ud800", "bad_record"),
+    ):
+        assert ingest(lake, name, config(source), progress=False).rows == 1
+        assert lake.table(name).to_arrow(["id"])["id"].to_pylist() == [kept]
+        (reject,) = lake.table(quarantine_name(name)).to_arrow().to_pylist()
+        assert (reject["key"], reject["reason"]) == (key, reason)
+        assert "is not UTF-8" in reject["error"]
+        assert ingest(lake, name, config(source), progress=False).skipped == 2
+    (tmp_path / "tars").mkdir()
+    make_shards(tmp_path / "tars", shards=1, rows=1)
+    os.rename(tmp_path / "tars" / "00000.tar", os.fsencode(tmp_path / "tars") + b"/\xff.tar")
+    with pytest.raises(UsageError, match="is not UTF-8"):
+        ingest(lake, "tars", config({"webdataset": str(tmp_path / "tars" / "*.tar")}), progress=False)

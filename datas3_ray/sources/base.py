@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -170,6 +171,27 @@ class Source(ABC):
         return []
 
 
+BAD = "bad"
+"""In an item's members: the reason and message for which it is rejected."""
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8: not that of a file in other bytes, nor half a surrogate pair of JSON."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _escaped(item: Item) -> Item:
+    id, uri = (text.encode("utf-8", "backslashreplace").decode() for text in (item.id, item.uri))
+    which = ("id", id) if is_text(item.uri) else ("file name", uri)
+    message = f"the {which[0]} {which[1]!r} is not UTF-8 and cannot be stored; rename it"
+    reason = "bad_record" if is_text(item.uri) else "unreadable_file"
+    return replace(item, id=id, uri=uri, members=json.dumps({BAD: [reason, message]}))
+
+
 class FileSource(Source):
     """A source whose images are files of their own. Files, not groups of them, are what is ingested once.
 
@@ -182,9 +204,13 @@ class FileSource(Source):
     def items(self) -> list[Item]:
         """Every file, sorted by id; a UsageError names what is missing or would have the id of another."""
 
+    def storable(self) -> list[Item]:
+        """Every file; one whose id or uri cannot be stored is there with both escaped, and rejected when it is read."""
+        return [item if is_text(item.id) and is_text(item.uri) else _escaped(item) for item in self.items()]
+
     def shards(self) -> list[Shard]:
         """Every file, in groups."""
-        return self.group(self.items())
+        return self.group(self.storable())
 
     def group(self, items: Sequence[Item]) -> list[Shard]:
         """Shards of at most ``items_per_shard`` files, in the order given."""

@@ -7,12 +7,11 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from datas3_ray.sources.base import Item, Reject, Sample, SampleError, Shard
+from datas3_ray.sources.base import BAD, Item, Reject, Sample, SampleError, Shard
 from datas3_ray.sources.fetch import Found, Range, fetch
 from datas3_ray.sources.remote import Options
 from datas3_ray.sources.storage import IMAGES, PassingError
 
-BAD = "bad"
 RANGE = "range"
 
 
