@@ -89,15 +89,16 @@ def ingest(lake: Lake, name: str, config: IngestConfig, *, progress: bool = True
         stays in each case.
     """
     started = time.perf_counter()
-    plan = plan_ingest(lake, name, config)
     ledger = Ledger(lake, name)
+    known = ledger.commits()  # before the plan: what comes later is another run's, or makes a new plan
+    plan = plan_ingest(lake, name, config)
     if plan.todo or ledger.prepared().num_rows:
-        known = ledger.commits()
         with Lease(lake, name, ledger.name) as lease:
             recovered = ledger.recover()
-            if ledger.commits() != known:  # what another run brought in meanwhile is not brought in again
+            now = ledger.commits()
+            if now != known:  # what another run brought in meanwhile is not brought in again
                 plan = plan_ingest(lake, name, config)
-            run = _Run(lake, plan, ledger, lease, progress)
+            run = _Run(lake, plan, ledger, lease, now, progress)
             run.summary.recovered = recovered
             if plan.todo:
                 run.ingest()
@@ -121,8 +122,9 @@ def _unread(summary: IngestSummary) -> str:
 class _Run:
     """One ingest: takes the workers' results as they come and commits several at a time."""
 
-    def __init__(self, lake: Lake, plan: Plan, ledger: Ledger, lease: Lease, progress: bool) -> None:
-        self.lake, self.plan, self.ledger, self.lease, self.progress = lake, plan, ledger, lease, progress
+    def __init__(self, lake: Lake, plan: Plan, ledger: Ledger, lease: Lease, known: set[str], progress: bool) -> None:
+        self.lake, self.plan, self.ledger, self.lease = lake, plan, ledger, lease
+        self.known, self.progress = known, progress
         self.summary = IngestSummary(plan.table, skipped=plan.skipped, changed=plan.changed)
         self.reasons: Counter[str] = Counter()
         self.waiting: list[dict[str, Any]] = []
@@ -157,7 +159,8 @@ class _Run:
         schema = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(self.waiting[0]["schema"])))
         entries = [ShardEntry(**result["entry"]) for result in self.waiting]
         items = {shard.uri: [(item.id, item.fingerprint) for item in shard.items] for shard in self.plan.todo}
-        done = self.ledger.commit(entries, schema, self.plan.config_fingerprint, items, self.plan.replacing)
+        config, replacing = self.plan.config_fingerprint, self.plan.replacing
+        done = self.ledger.commit(entries, schema, config, items, replacing, self.known)
         self.waiting.clear()
         for entry in done:
             self.summary.shards += 1

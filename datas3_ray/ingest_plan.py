@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from datas3_ray.encoders import EncoderConfig, parse_encoder
 from datas3_ray.errors import UsageError, checked
+from datas3_ray.ingest_shards import sort_items, sort_shards
 from datas3_ray.lake.lake import check_name
-from datas3_ray.lake.ledger import Ledger, Replacement
+from datas3_ray.lake.ledger import DONE, Ledger, Replacement, quarantine_name
 from datas3_ray.lake.schemas import fingerprint
-from datas3_ray.lake.storage import sql_string
-from datas3_ray.sources import FileSource, Item, Shard, Source, VectorSource, parse_source
+from datas3_ray.sources import FileSource, Shard, Source, VectorSource, parse_source
 from datas3_ray.sources.decode import MAX_PIXELS
 from datas3_ray.sources.features import feature_fields
 
@@ -105,23 +104,37 @@ def plan_ingest(lake: Lake, name: str, config: IngestConfig) -> Plan:
     ------
     UsageError
         For a pattern that matches nothing, an unknown encoder or missing weights, encoders or columns other than
-        those the table was ingested with. The lake is left as it was.
+        those the table was ingested with, shards with the ids of others, and a table of which only the ledger is left.
+        The lake is left as it was.
     """
     check_name(name)
     source = parse_source(config.source)
     encoders = _encoders(config, source)
-    stores_bytes = _stores_bytes(config, source)
     _check_columns(config, source, encoders)
     ledger = Ledger(lake, name)
+    _check_whole(lake, name, ledger)
     if isinstance(source, FileSource):
-        shards, skipped, changed, replacing = _sort_items(source, ledger, config.replace)
+        found = sort_items(source, ledger, config.replace)
     else:
-        shards, skipped, changed, replacing = _sort_shards(source, ledger, config.replace)
+        found = sort_shards(source, lake, ledger, config.replace)
+    stores_bytes = _stores_bytes(config, source)
     identity = _identity(config, source, encoders, stores_bytes)
     ledger.check_config(identity)
     if lake.exists(name) and not lake.exists(ledger.name):
         raise UsageError(f"table '{name}' was not made by an ingest and cannot take shards; choose another name.")
-    return Plan(name, source, encoders, config, identity, stores_bytes, shards, skipped, changed, replacing)
+    return Plan(name, source, encoders, config, identity, stores_bytes, *found)
+
+
+def _check_whole(lake: Lake, name: str, ledger: Ledger) -> None:
+    """Raise a UsageError where the ledger speaks of rows of a table that is gone: they would never come back."""
+    if lake.exists(name):
+        return
+    lost = ledger.rows(["rows"], f"state = '{DONE}' AND rows > 0").num_rows
+    if lost:
+        raise UsageError(
+            f"table '{name}' is gone, but its ledger '{ledger.name}' says that {lost} shards are in it; delete "
+            f"'{ledger.name}' and '{quarantine_name(name)}', too, to ingest them anew, or bring the table back."
+        )
 
 
 def _encoders(config: IngestConfig, source: Source) -> dict[str, EncoderConfig]:
@@ -175,39 +188,3 @@ def _identity(config: IngestConfig, source: Source, encoders: dict[str, EncoderC
             "decode_to": config.decode_to,
         }
     )
-
-
-_Sorted = tuple[list[Shard], int, list[str], dict[str, Replacement]]
-
-
-def _sort_shards(source: Source, ledger: Ledger, replace: bool) -> _Sorted:
-    there = ledger.shards()
-    shards = source.shards()
-    new = [shard for shard in shards if shard.uri not in there]
-    changed = [shard for shard in shards if there.get(shard.uri, shard.fingerprint) != shard.fingerprint]
-    same = len(shards) - len(new) - len(changed)
-    if not replace:
-        return new, same, [shard.uri for shard in changed], {}
-    replacing = {
-        shard.uri: Replacement(f"uri = {sql_string(shard.uri)}", f"shard = {sql_string(shard.uri)}")
-        for shard in changed
-    }
-    return [*new, *changed], same, [], replacing
-
-
-def _sort_items(source: FileSource, ledger: Ledger, replace: bool) -> _Sorted:
-    there = ledger.items()
-    items = source.items()
-    new = [item for item in items if item.id not in there]
-    changed = [item for item in items if there.get(item.id, item.fingerprint) != item.fingerprint]
-    same = len(items) - len(new) - len(changed)
-    if not replace:
-        return source.group(new), same, [item.uri for item in changed], {}
-    groups = source.group(changed)
-    return [*source.group(new), *groups], same, [], {group.uri: _replacement(group.items) for group in groups}
-
-
-def _replacement(items: Iterable[Item]) -> Replacement:
-    ids = ", ".join(sql_string(item.id) for item in items)
-    uris = ", ".join(sql_string(item.uri) for item in items)
-    return Replacement(f"id IN ({ids})", f"uri IN ({uris})")

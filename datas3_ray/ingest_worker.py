@@ -113,7 +113,7 @@ class ShardWorker:
             if isinstance(item, TimedOut):
                 sample = item.item
                 error = f"not decoded within {item.seconds:g} s"
-                yield Reject(sample.uri, sample.offset, "decode_timeout", error, sample.key)
+                yield Reject(sample.uri, sample.offset, "decode_timeout", error, sample.key, sample.id)
             else:
                 yield item
 
@@ -124,7 +124,7 @@ class ShardWorker:
             values = self.source.columns.extract(item)
             decoded = decode_image(item.image, max_pixels=self.config.max_pixels, fit=self.config.decode_to)
         except SampleError as error:
-            return Reject(item.uri, item.offset, error.reason, str(error), item.key)
+            return Reject(item.uri, item.offset, error.reason, str(error), item.key, item.id)
         row = {
             "id": item.id,
             "uri": item.uri,
@@ -150,7 +150,7 @@ class ShardWorker:
             else:
                 error = f"encoder '{bad}' gave a vector with NaN or infinite values"
                 row = item.row
-                output.add_reject(Reject(row["uri"], row["offset"], "nan_vector", error, row["id"]))
+                output.add_reject(Reject(row["uri"], row["offset"], "nan_vector", error, row["id"], row["id"]))
 
     def _vector_batches(self, source: VectorSource, shard: Shard, output: ShardOutput) -> Iterator[pa.RecordBatch]:
         """Ready vectors as batches of the table's schema, without the rows that cannot be in it."""
@@ -213,6 +213,11 @@ def _sound(rows: pa.Table, offsets: pa.Array, shard: Shard, seen: _Seen, output:
         name, offset = rows.column("id")[int(position)].as_py(), offsets[int(position)].as_py()
         output.add_reject(Reject(shard.uri, offset, "duplicate_id", f"the id '{name}' came before", name))
     for column in vector_columns(rows.schema):
+        absent = pc.is_null(rows.column(column)).to_numpy() & ~bad
+        for position in np.flatnonzero(absent):
+            name, offset = rows.column("id")[int(position)].as_py(), offsets[int(position)].as_py()
+            output.add_reject(Reject(shard.uri, offset, "no_vector", f"the vector '{column}' is missing", name))
+        bad |= absent
         broken_rows = _not_finite(rows.column(column)) & ~bad
         for position in np.flatnonzero(broken_rows):
             name, offset = rows.column("id")[int(position)].as_py(), offsets[int(position)].as_py()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from test_ingest import TINY, content, jpeg, make_shards, write_shard
 
 from datas3_ray import Lake
-from datas3_ray.errors import Datas3Error
+from datas3_ray.errors import Datas3Error, UsageError
 from datas3_ray.ingest import ingest, parse_config
 from datas3_ray.lake import ledger as ledger_module
 from datas3_ray.lake.lease import Lease
@@ -136,8 +140,6 @@ def test_secrets_are_in_no_message(s3, tmp_path, ray_session) -> None:
 
 def test_same_vectors_beside_a_column_that_came_later(lake, tmp_path) -> None:
     """A shard that comes when the table has one column more leaves it empty there."""
-    import pyarrow as pa
-
     make_shards(tmp_path / "data", shards=2, rows=2)
     ingest(lake, "pool", config({"webdataset": str(tmp_path / "data" / "00000.tar")}), progress=False)
     lake.table("pool").dataset.add_columns(pa.field("dino", pa.list_(pa.float32(), 3)))
@@ -145,3 +147,67 @@ def test_same_vectors_beside_a_column_that_came_later(lake, tmp_path) -> None:
     rows = lake.table("pool").to_arrow().sort_by("id")
     assert rows["dino"].null_count == rows.num_rows == 4
     assert np.isfinite(rows["tiny"].combine_chunks().flatten().to_numpy()).all()
+
+
+def test_shards_that_were_moved_are_not_taken_a_second_time(lake, tmp_path) -> None:
+    make_shards(tmp_path / "x" / "shards", shards=2, rows=2)
+    make_shards(tmp_path / "z" / "others", shards=2, rows=2)
+    ingest(lake, "pool", config({"webdataset": str(tmp_path / "x" / "shards" / "*.tar")}), progress=False)
+    (tmp_path / "x").rename(tmp_path / "y")
+    moved = {"webdataset": str(tmp_path / "y" / "shards" / "*.tar")}
+    sentence = r"y/shards/00000.tar' would have the ids of '.*x/shards/00000.tar', which is in table 'pool'"
+    with pytest.raises(UsageError, match=sentence):
+        ingest(lake, "pool", config(moved), progress=False)
+    assert lake.table("pool").count_rows() == 4
+    assert ingest(lake, "pool", config({**moved, "id_prefix": "again"}), progress=False).rows == 4
+    others = {"webdataset": str(tmp_path / "z" / "others" / "*.tar")}
+    assert ingest(lake, "pool", config(others), progress=False).rows == 4
+    ids = lake.table("pool").to_arrow(["id"])["id"].to_pylist()
+    assert len(ids) == len(set(ids)) == 12
+
+
+def test_moved_tables_of_files_are_not_taken_a_second_time(lake, tmp_path) -> None:
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    for folder in ("x", "y"):
+        (tmp_path / folder / "set").mkdir(parents=True)
+        pq.write_table(pa.table({"uri": ["0.jpg"]}), tmp_path / folder / "set" / "rows.parquet")
+    source = {"parquet": str(tmp_path / "x" / "set" / "*.parquet"), "root": str(tmp_path)}
+    assert ingest(lake, "pool", config(source), progress=False).rows == 1
+    with pytest.raises(UsageError, match="such as 'set/rows/000000000'"):
+        ingest(lake, "pool", config({**source, "parquet": str(tmp_path / "y/set/*.parquet")}), progress=False)
+
+
+def test_a_table_that_was_deleted_without_its_ledger_is_told(lake, tmp_path) -> None:
+    source = {"webdataset": make_shards(tmp_path / "data", shards=1, rows=2)}
+    ingest(lake, "pool", config(source), progress=False)
+    shutil.rmtree(tmp_path / "lake" / "pool.lance")
+    with pytest.raises(UsageError, match=r"'pool' is gone, but its ledger 'pool.ledger' says that 1 shards"):
+        ingest(lake, "pool", config(source), progress=False)
+    assert lake.names() == ["pool.ledger", "pool.quarantine"]
+    for name in lake.names():
+        shutil.rmtree(tmp_path / "lake" / f"{name}.lance")
+    assert ingest(lake, "pool", config(source), progress=False).rows == 2
+
+
+def test_names_that_are_not_utf8_cost_no_neighbour(lake, tmp_path) -> None:
+    (tmp_path / "pets" / "cat").mkdir(parents=True)
+    (tmp_path / "pets" / "cat" / "1.jpg").write_bytes(jpeg(1))
+    with open(os.fsencode(tmp_path / "pets" / "cat") + b"/\xff.jpg", "wb") as file:
+        file.write(jpeg(2))
+    lines = [{"path": "pets/cat/1.jpg", "key": "good"}, {"path": "pets/cat/1.jpg", "key": "\ud800"}]
+    (tmp_path / "files.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for name, source, kept, key, reason in (
+        ("pool", {"folder": str(tmp_path / "pets")}, "pets/cat/1", "cat/\\udcff", "unreadable_file"),
+        ("rows", {"manifest": str(tmp_path / "files.jsonl"), "id": "key"}, "good", "\\ud800", "bad_record"),
+    ):
+        assert ingest(lake, name, config(source), progress=False).rows == 1
+        assert lake.table(name).to_arrow(["id"])["id"].to_pylist() == [kept]
+        (reject,) = lake.table(quarantine_name(name)).to_arrow().to_pylist()
+        assert (reject["key"], reject["reason"]) == (key, reason)
+        assert "is not UTF-8" in reject["error"]
+        assert ingest(lake, name, config(source), progress=False).skipped == 2
+    (tmp_path / "tars").mkdir()
+    make_shards(tmp_path / "tars", shards=1, rows=1)
+    os.rename(tmp_path / "tars" / "00000.tar", os.fsencode(tmp_path / "tars") + b"/\xff.tar")
+    with pytest.raises(UsageError, match="is not UTF-8"):
+        ingest(lake, "tars", config({"webdataset": str(tmp_path / "tars" / "*.tar")}), progress=False)

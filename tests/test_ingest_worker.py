@@ -167,6 +167,18 @@ class TestReadyVectors:
         assert json.loads(json.dumps(result[1])) == result[1]
 
 
+def test_a_row_of_ready_vectors_without_one_is_set_aside(tmp_path) -> None:
+    import pyarrow.parquet as pq
+
+    lists = pa.array([[1.0, 2.0], None, [3.0, 4.0]], pa.list_(pa.float32()))
+    pq.write_table(pa.table({"id": list("abc"), "clip": lists}), tmp_path / "0.parquet")
+    maker = worker(tmp_path, {"source": {"vectors": str(tmp_path / "0.parquet")}, "encoders": None})
+    done = maker.work(maker.source.shards()[0])
+    assert rows_of(tmp_path, done)["id"].to_pylist() == ["a", "c"]
+    (reject,) = rows_of(tmp_path, done, "pool.quarantine").to_pylist()
+    assert (reject["key"], reject["offset"], reject["reason"]) == ("b", 1, "no_vector")
+
+
 def test_more_decode_threads_change_nothing(tmp_path) -> None:
     """What a GPU's worker does: many threads decode ahead of one encoder."""
     samples = [(f"k{i:02}", jpeg(i) if i % 5 else b"<html>", {"caption": str(i)}) for i in range(30)]

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -51,6 +52,13 @@ class ShardEntry:
     seconds: float
 
 
+class Entered(NamedTuple):
+    """The content of a file that is in the table, and the commit that brought it."""
+
+    fingerprint: str
+    commit: str
+
+
 @dataclass(frozen=True)
 class Replacement:
     """Which rows of the image and of the quarantine table a shard's new content replaces, as SQL predicates."""
@@ -78,13 +86,15 @@ class Ledger:
         rows = self.rows(["shard", "fingerprint"]).to_pydict()
         return dict(zip(rows["shard"], rows["fingerprint"], strict=True))
 
-    def items(self) -> dict[str, str]:
-        """Row ids of the files in the table (or prepared for it) and the fingerprints of their latest content."""
-        rows = self.rows(["items", "created"], "items IS NOT NULL").sort_by("created")
-        found: dict[str, str] = {}
-        for chunk in rows.column("items").chunks:
-            ids, marks = chunk.flatten().flatten()
-            found.update(zip(ids.to_pylist(), marks.to_pylist(), strict=True))
+    def items(self) -> dict[str, Entered]:
+        """Row ids of the files in the table (or prepared for it) and the latest content of each."""
+        rows = self.rows(["items", "commit", "created"], "items IS NOT NULL").sort_by("created")
+        found: dict[str, Entered] = {}
+        for batch in rows.to_batches():
+            for commit_id, files in zip(batch.column("commit").to_pylist(), batch.column("items"), strict=True):
+                ids, marks = files.values.flatten()
+                entered = (Entered(mark, commit_id) for mark in marks.to_pylist())
+                found.update(zip(ids.to_pylist(), entered, strict=True))
         return found
 
     def commits(self) -> set[str]:
@@ -107,16 +117,19 @@ class Ledger:
         config: str,
         items: dict[str, list[tuple[str, str]]] | None = None,
         replacing: dict[str, Replacement] | None = None,
+        known: Collection[str] = (),
     ) -> list[ShardEntry]:
         """Put the shards' rows into the table, once; returns those that another run had not put there meanwhile.
 
         ``items`` has the (row id, fingerprint) of each file of shards that are lists of files; ``replacing`` says of
-        shards that changed which rows go when the new ones come, in the same transaction.
+        shards that changed which rows go when the new ones come, in the same transaction. ``known`` are the commits
+        that were there when the shards were chosen.
 
         Raises
         ------
         Datas3Error
-            When a shard's rows and rejects do not add up to what was read from it. Nothing is committed then.
+            When a shard's rows and rejects do not add up to what was read from it; nothing is committed then. And when
+            a shard was entered by nobody: neither by this run nor, with this content, by another since it was chosen.
         """
         for entry in entries:
             if entry.rows + entry.rejects != entry.samples:
@@ -155,7 +168,20 @@ class Ledger:
         claimed = self._claim(pa.Table.from_pylist(rows, LEDGER), commit_id)
         if claimed:
             self._finish(commit_id, retried=False)
+        self._check_entered([entry for entry in entries if entry.shard not in claimed], known)
         return [entry for entry in entries if entry.shard in claimed]
+
+    def _check_entered(self, entries: list[ShardEntry], known: Collection[str]) -> None:
+        if not entries:
+            return
+        rows = self.rows(["shard", "fingerprint", "commit"]).to_pylist()
+        there = {row["shard"]: row["fingerprint"] for row in rows if row["commit"] not in known}
+        lost = [entry.shard for entry in entries if there.get(entry.shard) != entry.fingerprint]
+        if lost:
+            raise Datas3Error(
+                f"ingest of table '{self.table}': {len(lost)} shards were read and could not be entered into the "
+                f"ledger, such as {lost[0]}; nothing of them is in the table. Run the same command again."
+            )
 
     def recover(self) -> int:
         """Finish every commit that a killed run had prepared; returns how many there were."""
@@ -177,6 +203,10 @@ class Ledger:
         ):
             if not self.lake.exists(name):
                 create_dataset(dataset_uri(self.lake.uri, name), with_kind(empty, kind), self.lake.options)
+        quarantine = self.lake.table(quarantine_name(self.table))
+        missing = [field for field in QUARANTINE if field.name not in quarantine.schema.names]
+        if missing:  # of an earlier version; the columns are last, as in what the workers write
+            quarantine.dataset.add_columns(pa.schema(missing))
 
     def _claim(self, rows: pa.Table, commit_id: str) -> set[str]:
         """Enter the shards into the ledger; of two runs that enter the same one, it becomes one's.

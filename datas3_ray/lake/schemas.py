@@ -39,6 +39,8 @@ QUARANTINE = pa.schema(
         pa.field("reason", pa.string()),
         pa.field("error", pa.string()),
         pa.field("shard", pa.string()),
+        # The row id that the image would have; null for a line of a whole shard, and in tables of earlier versions.
+        pa.field("id", pa.string()),
     ]
 )
 

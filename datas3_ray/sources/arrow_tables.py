@@ -48,11 +48,37 @@ class ParquetTable:
         self.rows: int = self._file.metadata.num_rows
 
     def batches(self, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
-        """The named columns, at most ``rows`` rows at a time."""
+        """The named columns, at most ``rows`` rows at a time; those of sound row groups before damage come first."""
+        done = 0
+        try:
+            for batch in self._batches(columns, rows):
+                done += len(batch)
+                yield batch
+        except TableError as error:
+            if error.reason == "not_a_table":
+                yield from self._sound(columns, rows, done)
+            raise
+
+    def _batches(self, columns: Sequence[str], rows: int, groups: list[int] | None = None) -> Iterator[pa.RecordBatch]:
         with _told(self._uri, self._options):
-            batches = self._file.iter_batches(batch_size=rows, columns=list(columns))
+            batches = self._file.iter_batches(batch_size=rows, columns=list(columns), row_groups=groups)
         while (batch := _next(batches, self._uri, self._options)) is not None:
             yield batch
+
+    def _sound(self, columns: Sequence[str], rows: int, done: int) -> Iterator[pa.RecordBatch]:
+        """What comes after the first ``done`` rows and before the damage: a batch may be of several row groups."""
+        for group in range(self._file.metadata.num_row_groups):
+            count = self._file.metadata.row_group(group).num_rows
+            if done < count:
+                try:
+                    for batch in self._batches(columns, rows, [group]):
+                        if done < len(batch):
+                            yield batch.slice(done)
+                        done = max(0, done - len(batch))
+                except TableError:
+                    return
+            else:
+                done -= count
 
     def __enter__(self) -> ParquetTable:
         return self

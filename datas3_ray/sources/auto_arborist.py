@@ -141,6 +141,7 @@ class AutoArborist(Trees, Source):
     """
 
     name: ClassVar[str] = "auto_arborist"
+    own_prefix: ClassVar[bool] = False
 
     verify: bool = True
 

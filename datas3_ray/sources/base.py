@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -49,6 +50,7 @@ REASONS: dict[str, str] = {
     "decode_timeout": "the image was not decoded within decode_seconds",
     # the vector
     "no_id": "a row of ready vectors has no id",
+    "no_vector": "a row of ready vectors has none",
     "duplicate_id": "a row of ready vectors has the id of one before it",
     "nan_vector": "an encoder gave a vector with NaN or infinite values",
 }
@@ -118,13 +120,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Reject:
-    """What could not become a row; ``reason`` is a key of REASONS, ``key`` is empty when it concerns a whole shard."""
+    """What could not become a row; ``reason`` is a key of REASONS, ``key`` is empty when it concerns a whole shard.
+
+    ``id`` is that of the item, by which its line goes when the item is replaced.
+    """
 
     uri: str
     offset: int
     reason: str
     error: str
     key: str
+    id: str | None = None
 
 
 class Source(ABC):
@@ -133,10 +139,14 @@ class Source(ABC):
     Implementations have the class variable ``name`` (the recipe's word for them), the attribute ``columns`` and a
     class method ``from_spec`` that takes the recipe's mapping. ``ranged`` says whether an image can be fetched again
     by its byte range; where it cannot, its bytes are stored in the table unless the recipe says otherwise.
+    ``rows_elsewhere`` says that rows may have another uri than their shard, whose ids then begin with its prefix, and
+    ``own_prefix`` that no two shards have the same one.
     """
 
     name: ClassVar[str]
     ranged: ClassVar[bool] = True
+    rows_elsewhere: ClassVar[bool] = False
+    own_prefix: ClassVar[bool] = True
     columns: Columns
 
     @classmethod
@@ -161,6 +171,27 @@ class Source(ABC):
         return []
 
 
+BAD = "bad"
+"""In an item's members: the reason and message for which it is rejected."""
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written as UTF-8: not that of a file in other bytes, nor half a surrogate pair of JSON."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _escaped(item: Item) -> Item:
+    id, uri = (text.encode("utf-8", "backslashreplace").decode() for text in (item.id, item.uri))
+    which = ("id", id) if is_text(item.uri) else ("file name", uri)
+    message = f"the {which[0]} {which[1]!r} is not UTF-8 and cannot be stored; rename it"
+    reason = "bad_record" if is_text(item.uri) else "unreadable_file"
+    return replace(item, id=id, uri=uri, members=json.dumps({BAD: [reason, message]}))
+
+
 class FileSource(Source):
     """A source whose images are files of their own. Files, not groups of them, are what is ingested once.
 
@@ -173,9 +204,13 @@ class FileSource(Source):
     def items(self) -> list[Item]:
         """Every file, sorted by id; a UsageError names what is missing or would have the id of another."""
 
+    def storable(self) -> list[Item]:
+        """Every file; one whose id or uri cannot be stored is there with both escaped, and rejected when it is read."""
+        return [item if is_text(item.id) and is_text(item.uri) else _escaped(item) for item in self.items()]
+
     def shards(self) -> list[Shard]:
         """Every file, in groups."""
-        return self.group(self.items())
+        return self.group(self.storable())
 
     def group(self, items: Sequence[Item]) -> list[Shard]:
         """Shards of at most ``items_per_shard`` files, in the order given."""

@@ -118,7 +118,7 @@ def finished(item: Sample | Reject, finish: Callable[[Sample], Sample]) -> Sampl
     try:
         return finish(item)
     except SampleError as error:
-        return Reject(item.uri, item.offset, error.reason, error.message, item.key)
+        return Reject(item.uri, item.offset, error.reason, error.message, item.key, item.id)
 
 
 def image_size(data: bytes) -> tuple[int, int]:

@@ -7,12 +7,11 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from datas3_ray.sources.base import Item, Reject, Sample, SampleError, Shard
+from datas3_ray.sources.base import BAD, Item, Reject, Sample, SampleError, Shard
 from datas3_ray.sources.fetch import Found, Range, fetch
 from datas3_ray.sources.remote import Options
 from datas3_ray.sources.storage import IMAGES, PassingError
 
-BAD = "bad"
 RANGE = "range"
 
 
@@ -92,9 +91,9 @@ def read_items(
             yield Reject(shard.uri, 0, "unreadable_shard", data.message, "")
             return
         if isinstance(data, SampleError):
-            yield Reject(item.uri, offset, data.reason, data.message, key)
+            yield Reject(item.uri, offset, data.reason, data.message, key, item.id)
         elif not data:
-            yield Reject(item.uri, offset, "empty_image", f"{item.uri!r} has no bytes", key)
+            yield Reject(item.uri, offset, "empty_image", f"{item.uri!r} has no bytes", key, item.id)
         else:
             own = {name: known[name] for name in ("json", "txt", "cls") if name in known}
             yield Sample(item.id, key, item.uri, offset, len(data), data, own, known.get("extra", {}))

@@ -203,12 +203,12 @@ class FishTrack(Files, FileSource):
                     key = item.id.removeprefix(f"{prefix}/")
                     image = SampleError(*known[BAD]) if BAD in known else next(images)
                     if isinstance(image, SampleError):
-                        yield Reject(item.uri, 0, image.reason, image.message, key)
+                        yield Reject(item.uri, 0, image.reason, image.message, key, item.id)
                         continue
                     data = encode(image, self.encode)
                     if len(data) > self.max_bytes:
                         message = f"frame {key!r} has more than max_bytes = {self.max_bytes} bytes"
-                        yield Reject(item.uri, 0, "too_large", message, key)
+                        yield Reject(item.uri, 0, "too_large", message, key, item.id)
                         continue
                     yield Sample(item.id, key, item.uri, 0, len(data), data, {"json": known["json"]}, known["extra"])
         except PassingError as error:  # the shard is to be read again another time

@@ -47,6 +47,7 @@ class HF(Files, Source):
 
     name: ClassVar[str] = "hf"
     ranged: ClassVar[bool] = False
+    rows_elsewhere: ClassVar[bool] = True
 
     hf: Annotated[str, Field(min_length=1)]
     splits: Annotated[tuple[str, ...] | None, BeforeValidator(as_list)] = None

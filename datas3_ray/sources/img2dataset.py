@@ -277,7 +277,7 @@ class Folders(Img2Dataset, FileSource):
                 yield Reject(shard.uri, 0, "unreadable_shard", error.message, "")
                 return
             except SampleError as error:
-                yield Reject(item.uri, 0, error.reason, error.message, key)
+                yield Reject(item.uri, 0, error.reason, error.message, key, item.id)
                 continue
             yield replace(item, key=key, members=members)
 

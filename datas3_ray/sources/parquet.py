@@ -40,6 +40,7 @@ class Parquet(Files, Source):
     """
 
     name: ClassVar[str] = "parquet"
+    rows_elsewhere: ClassVar[bool] = True
 
     parquet: Patterns
     image: str | None = None

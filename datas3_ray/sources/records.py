@@ -70,7 +70,9 @@ def _text(uri: str, storage_options: Options) -> IO[str]:
 
 def _csv_rows(uri: str, storage_options: Options, delimiter: str) -> Iterator[tuple[int, Row]]:
     with _text(uri, storage_options) as file:
-        reader = csv.reader(file, delimiter=delimiter)
+        # Strict: a quote that is not closed would take every row after it into one cell.
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        line = 0
         try:
             names = next(reader, [])
             _check_names(names, uri)
@@ -85,7 +87,11 @@ def _csv_rows(uri: str, storage_options: Options, delimiter: str) -> Iterator[tu
                 else:
                     yield begun, {name: cell or None for name, cell in zip(names, cells, strict=False)}
         except csv.Error as error:
-            raise UsageError(f"{uri!r}: line {reader.line_num} is no CSV: {error}.") from None
+            why = "a quote is not closed" if "end of data" in str(error) else error
+            raise UsageError(
+                f"{uri!r}: the row that begins at line {line + 1} is no CSV: {why}; write a quote inside a quoted cell "
+                "twice."
+            ) from None
 
 
 def _check_names(names: list[str], uri: str) -> None:

@@ -234,14 +234,14 @@ class ShardReader:
         first = 0
         streams = {column: self._arrays[column.there].blocks(rows, self._spec.options) for column in self._in_arrays()}
         for table in self._tables(rows):
-            count = min(rows, self.rows - first)
+            count = min(rows, self.rows - first) if table is None else table.num_rows  # fewer before damage
             ids = self._ids_of(table, first, count)
             metadata = table.select(self._metadata(self._table)) if table is not None and self._table else None
             made, bad = self._spec.columns.make(ids, metadata, self._shard.prefix)
             vectors: dict[str, pa.Array] = {}
             for column in self.columns:
                 if column in streams:
-                    vectors[column.name] = from_matrix(next(streams[column]))
+                    vectors[column.name] = from_matrix(next(streams[column])[:count])
                 elif table is not None:
                     vectors[column.name] = from_lists(table.column(column.there), column, bad)
             yield Batch(ids, made, vectors, self._spec.fields, bad)
@@ -315,19 +315,25 @@ def _as_text(column: pa.ChunkedArray, name: str) -> pa.Array:
 
 
 def _exactly(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of ``rows`` rows, the last of fewer."""
+    """The same rows in tables of ``rows`` rows, the last of fewer; those before damage come before its TableError."""
     waiting: list[pa.RecordBatch] = []
     count = 0
-    for batch in batches:
-        while count + len(batch) >= rows:
-            taken = rows - count
-            yield pa.Table.from_batches([*waiting, batch.slice(0, taken)])
-            batch, waiting, count = batch.slice(taken), [], 0
-        if len(batch):
-            waiting.append(batch)
-            count += len(batch)
+    damage = None
+    try:
+        for batch in batches:
+            while count + len(batch) >= rows:
+                taken = rows - count
+                yield pa.Table.from_batches([*waiting, batch.slice(0, taken)])
+                batch, waiting, count = batch.slice(taken), [], 0
+            if len(batch):
+                waiting.append(batch)
+                count += len(batch)
+    except TableError as error:
+        damage = error
     if waiting:
         yield pa.Table.from_batches(waiting)
+    if damage is not None:
+        raise damage
 
 
 def from_matrix(matrix: np.ndarray) -> pa.Array:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import IO, Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from datas3_ray.errors import UsageError, checked
 from datas3_ray.sources.base import Reject, Sample, SampleError, Shard, Source
 from datas3_ray.sources.storage import IMAGES, Files, Patterns, find_files, in_words, is_remote
-from datas3_ray.sources.tar_files import GZIPPED, name_of, open_tar, without_query
+from datas3_ray.sources.tar_files import GZIPPED, is_gzipped, name_of, open_tar, without_query
 from datas3_ray.sources.tarfile_reader import Member, TarError, read_tar
 
 MEMBERS = ("json", "txt", "cls")
@@ -37,6 +37,8 @@ class WebDataset(Files, Source):
     webdataset: Patterns
     id_folders: Annotated[int, Field(ge=0, le=32)] = 1
 
+    _ranged: bool | None = PrivateAttr(default=None)
+
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> WebDataset:
         """The source of a recipe's mapping ``{webdataset: pattern or patterns, columns: {...}, ...}``."""
@@ -44,8 +46,11 @@ class WebDataset(Files, Source):
 
     @property
     def ranged(self) -> bool:  # type: ignore[override]
-        """Whether images can be fetched by byte range: not where a pattern names compressed shards."""
-        return not any(word in pattern.lower() for pattern in self.webdataset for word in (".tgz", ".gz"))
+        """Whether images can be fetched by byte range: not where one of the shards is compressed."""
+        if self._ranged is None:
+            files = find_files(self.webdataset, self.storage_options)
+            self._ranged = not any(is_gzipped(file.uri) for file in files)
+        return self._ranged
 
     def describe(self) -> str:
         """One line for the plan; reads nothing."""
@@ -72,6 +77,7 @@ class WebDataset(Files, Source):
                     f"set `id_folders: {self.id_folders + 1}` so that ids keep more of the path, or ingest them in "
                     "steps of their own with an `id_prefix:` each."
                 )
+        self._ranged = not any(is_gzipped(shard.uri) for shard in by_prefix.values())
         return sorted(by_prefix.values(), key=lambda shard: shard.uri)
 
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:

@@ -224,3 +224,9 @@ def test_values_that_json_has_not_are_null(images: Path) -> None:
     pq.write_table(table, images / "t.parquet")
     other = parse_source({"manifest": str(images / "t.parquet")})
     assert isinstance(other, FileSource) and outcome(other) == {"3": {"x": None, "when": "1970-01-01"}}
+
+
+@pytest.mark.parametrize("text", ['path,n\n0.jpg,a\n1.jpg,"5 inch\n2.jpg,b\n', 'path,n\n0.jpg,a\n1.jpg,"5" inch\n'])
+def test_a_quote_that_is_not_closed_takes_no_rows(images: Path, text: str) -> None:
+    with pytest.raises(UsageError, match=r"rows.csv': the row that begins at line 3 is no CSV: .*twice"):
+        manifest(images, text).items()

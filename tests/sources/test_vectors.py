@@ -347,3 +347,26 @@ def test_there_are_no_images(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="has vectors, not images"):
         source.read(source.shards()[0])
     assert source.describe().endswith("embeddings v; columns caption, label, meta")
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_row_groups_before_a_damaged_one_are_kept(tmp_path: Path, beside: bool) -> None:
+    vectors = np.random.default_rng(0).random((3000, 4)).astype(np.float32)
+    columns: dict[str, Any] = {"id": [f"i{number}" for number in range(3000)]}
+    spec: dict[str, Any] = {"vectors": str(tmp_path / "0.parquet")}
+    if beside:
+        np.save(tmp_path / "0.npy", vectors)
+        spec = {"vectors": str(tmp_path / "0.npy"), "column": "clip", "metadata": "parquet"}
+    else:
+        columns["clip"] = pa.array(list(vectors), pa.list_(pa.float32()))
+    pq.write_table(pa.table(columns), tmp_path / "0.parquet", row_group_size=1000)
+    column = pq.ParquetFile(tmp_path / "0.parquet").metadata.row_group(2).column(0)
+    data = bytearray((tmp_path / "0.parquet").read_bytes())
+    at = column.dictionary_page_offset or column.data_page_offset
+    data[at : at + 200] = b"\xff" * 200
+    (tmp_path / "0.parquet").write_bytes(data)
+    table, (reject,) = read(spec)
+    assert table is not None
+    assert table["id"].to_pylist() == columns["id"][:2000]
+    assert np.array_equal(np.stack(table["clip"].to_pylist()), vectors[:2000])
+    assert (reject.reason, reject.offset) == ("not_a_table", 2000)

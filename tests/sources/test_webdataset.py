@@ -546,3 +546,13 @@ def test_sources_travel(tmp_path: Path) -> None:
     copy = pickle.loads(pickle.dumps(source))
     assert copy == source and copy.shards() == source.shards() and len(copy.shards()) == 3
     assert "site" in source.describe() and f"{tmp_path.name}/*.tar" in source.describe()
+
+
+def test_images_of_compressed_shards_have_no_ranges_whatever_the_pattern(tmp_path: Path) -> None:
+    (tmp_path / "1.tar").write_bytes(pack(PACKED))
+    assert parse_source({"webdataset": str(tmp_path / "*")}).ranged
+    (tmp_path / "2.tgz").write_bytes(gzip.compress(pack(PACKED)))
+    source = parse_source({"webdataset": str(tmp_path / "*")})
+    assert not source.ranged
+    assert not parse_source({"webdataset": str(tmp_path / "{1.tar,2.tgz}")}).ranged
+    assert parse_source({"webdataset": str(tmp_path / "*.tar")}).ranged
