@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from datas3_ray.steps import Context, Outcome, Step
+from datas3_ray.steps import Context, Names, Outcome, Step, splits_of
 
 PROBE = "tune_configs/vit_linear_probe.yaml"
 
@@ -32,6 +32,10 @@ class AutoStep(Step):
     def reads(self) -> list[str]:
         """The pool, the query and the test table."""
         return [self.source, self.query, self.test]
+
+    def stale(self, context: Context, changed: Names) -> Names:
+        """As any step's; it also follows the pool's splits."""
+        return super().stale(context, changed) | (changed & {splits_of(self.source)})
 
     def plan(self, context: Context) -> str:
         """How much there is to try."""
