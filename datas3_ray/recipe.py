@@ -134,11 +134,10 @@ def run_recipe(
     wider: set[str] = set()
     for step in recipe.steps:
         if dry_run:
-            stale = step.stale(changed)
-            plan = f"will run, since {stale} will change" if stale else _plan(step, context, changed | wider)
+            plan, because = _plan(step, context, changed, wider)
             if not plan.startswith("up to date"):
-                changed.update(step.makes())
-                wider.update(step.widens())
+                changed |= step.changes(context, because)
+                wider |= set(step.widens())
             say(f"{step.name:<{width}}  {step.kind:<9} {plan}")
             continue
         started = time.perf_counter()
@@ -149,15 +148,19 @@ def run_recipe(
     return outcomes
 
 
-def _plan(step: Step, context: Context, unsettled: set[str]) -> str:
-    """A step's plan. What it finds wrong may be what an earlier step will have put right, such as a missing column."""
-    try:
-        return step.plan(context)
-    except UsageError:
-        waits = min(unsettled & step.mentions(), default=None)
-        if waits is None:
-            raise
-        return f"will run, since {waits} will change"
+def _plan(step: Step, context: Context, changed: set[str], wider: set[str]) -> tuple[str, set[str]]:
+    """A step's plan, and what of that which earlier steps will have changed makes it run."""
+    because = step.stale(context, changed)
+    if not because:
+        try:
+            return step.plan(context), because
+        except UsageError:
+            # What it finds wrong may be what an earlier step will have put right, such as a missing column.
+            because = (changed | wider) & step.mentions()
+            if not because:
+                raise
+    # Tables' names, which hold no space, say more than what is told of a table.
+    return f"will run, since {min(because, key=lambda name: (' ' in name, name))} will change", because
 
 
 def _override(values: dict[str, Any], override: str, where: str) -> None:

@@ -7,13 +7,15 @@ from typing import Any
 
 from datas3_ray.errors import UsageError, checked, did_you_mean
 from datas3_ray.ingest import parse_config
+from datas3_ray.lake.algebra import OPERATIONS
 from datas3_ray.lake.lake import check_name
 from datas3_ray.lake.splits import Split
 from datas3_ray.selectors import SELECTORS, make_selector
-from datas3_ray.steps import IngestStep, ReportStep, SelectStep, SplitStep, Step, SweepStep, SyntheticStep
+from datas3_ray.steps import ReportStep, SelectStep, SplitStep, Step, SweepStep
 from datas3_ray.steps_auto import AutoStep
 from datas3_ray.steps_benchmark import DeploymentStep, ExpertStep
 from datas3_ray.steps_combine import CombineStep, make_combine
+from datas3_ray.steps_ingest import IngestStep, SyntheticStep
 from datas3_ray.steps_lake import EmbedStep, IndexStep, OptimizeStep, make_embed, make_index
 from datas3_ray.steps_scores import ScoreStep, make_score
 
@@ -81,6 +83,12 @@ def _select(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
     source = _from(body)
     within, query = body.pop("within", None), body.pop("query", None)
     methods = list(body)
+    logic = next((method for method in methods if method in OPERATIONS), None)
+    if logic is not None:
+        raise UsageError(
+            f"'{logic}' is no method but a logic over selections, a step of its own kind: "
+            f"combine: {{{logic}: [a, b]}}, without 'from'."
+        )
     if len(methods) != 1:
         extra = [method for method in methods if method not in SELECTORS and ":" not in method]
         if extra:

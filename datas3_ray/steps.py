@@ -12,16 +12,19 @@ import fsspec
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from datas3_ray import __version__
-from datas3_ray.ingest import IngestConfig, ingest, plan_ingest
 from datas3_ray.lake.lake import RESULTS_TABLE
 from datas3_ray.lake.schemas import fingerprint
-from datas3_ray.lake.splits import Split, split_is_current, split_table
+from datas3_ray.lake.splits import Split, has_its_rows, lacking_vectors, split_is_current, split_table
 from datas3_ray.lake.storage import is_local
 from datas3_ray.selectors import Selector
 
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake
     from datas3_ray.training.sweep import Deployment
+
+
+Names = set[str]
+"""Names of tables and selections, and what plans call parts of them."""
 
 
 @dataclass
@@ -42,6 +45,31 @@ class Outcome:
     sentence: str
     skipped: bool = False
     details: dict[str, Any] = field(default_factory=dict)
+
+
+def splits_of(table: str) -> str:
+    """How a plan calls the rows that no selection of a table may have: another split makes every selection stale."""
+    return f"the splits of {table}"
+
+
+def ids_aside(table: str) -> str:
+    """How a plan calls the ids of these rows, which stay when a split is made again for the values of its pool."""
+    return f"the rows set aside from {table}"
+
+
+def vectors_of(table: str) -> str:
+    """How a plan calls the set of vector columns of a table."""
+    return f"the vectors of {table}"
+
+
+def scores_of(table: str) -> str:
+    """How a plan calls the numbers that scorings wrote beside the rows of a table."""
+    return f"the scores of {table}"
+
+
+def column_of(table: str, column: str) -> str:
+    """How a plan calls the values of one column."""
+    return f"column {column} of {table}"
 
 
 class Step(BaseModel):
@@ -68,9 +96,13 @@ class Step(BaseModel):
         """Whatever could be a table that it looks at."""
         return set(self.reads())
 
-    def stale(self, changed: set[str]) -> str | None:
-        """One of the changed tables that this step reads, or None."""
-        return min(changed & set(self.reads()), default=None)
+    def stale(self, context: Context, changed: Names) -> Names:
+        """Which of the things that earlier steps will have changed make this step run."""
+        return changed & {*self.reads(), *map(scores_of, self.reads())}
+
+    def changes(self, context: Context, because: Names) -> Names:
+        """What will be other than it was once the step has run; ``because`` is the part of it that made it run."""
+        return set(self.makes())
 
     def plan(self, context: Context) -> str:
         """What :meth:`run` would do; begins with "up to date" when it would do nothing."""
@@ -79,58 +111,6 @@ class Step(BaseModel):
     def run(self, context: Context) -> Outcome:
         """Do it."""
         raise NotImplementedError
-
-
-class SyntheticStep(Step):
-    """``synthetic: {folder: data, images: 2400, seed: 0}``: draw the camera-trap world as WebDataset shards."""
-
-    kind: ClassVar[str] = "synthetic"
-    folder: str
-    images: int = Field(default=2400, ge=100)
-    seed: int = Field(default=0, ge=0)
-
-    def plan(self, context: Context) -> str:
-        """Whether the world is there."""
-        return "up to date" if self._is_there() else f"draw {self.images} images into {self.folder}"
-
-    def run(self, context: Context) -> Outcome:
-        """Draw the shards, unless they are there."""
-        from datas3_ray.sources.synthetic import generate
-
-        skipped = self._is_there()
-        summary = generate(self.folder, self._world())
-        text = f"{summary.images} images and {summary.corrupt} broken files in {self.folder}"
-        return Outcome(("up to date: " if skipped else "") + text, skipped=skipped)
-
-    def _world(self) -> Any:
-        from datas3_ray.sources.synthetic import World
-
-        return World(images=self.images, seed=self.seed)
-
-    def _is_there(self) -> bool:
-        from datas3_ray.sources.synthetic import is_complete
-
-        return is_complete(Path(self.folder), self._world())
-
-
-class IngestStep(Step):
-    """``ingest: {source: ..., encoders: ...}``: bring a source's shards into the table of the step's name."""
-
-    kind: ClassVar[str] = "ingest"
-    config: IngestConfig
-
-    def plan(self, context: Context) -> str:
-        """How many shards are missing."""
-        plan = plan_ingest(context.lake, self.name, self._config(context))
-        return plan.describe() if plan.todo else f"up to date ({plan.describe()})"
-
-    def run(self, context: Context) -> Outcome:
-        """Ingest what is missing."""
-        summary = ingest(context.lake, self.name, self._config(context), progress=context.progress)
-        return Outcome(summary.sentence(), skipped=not summary.shards)
-
-    def _config(self, context: Context) -> IngestConfig:
-        return self.config.model_copy(update={"replace": True}) if context.replace else self.config
 
 
 class SplitStep(Step):
@@ -144,18 +124,51 @@ class SplitStep(Step):
         """The pool, and the table whose distribution is followed."""
         return [self.source, *([self.split.like] if self.split.like else [])]
 
+    def widens(self) -> list[str]:
+        """The split: it gets the vector columns that the pool got since."""
+        return [self.name]
+
+    def stale(self, context: Context, changed: Names) -> Names:
+        """As any step's; it also follows the pool's vector columns."""
+        return super().stale(context, changed) | (changed & {vectors_of(self.source)})
+
+    def changes(self, context: Context, because: Names) -> Names:
+        """The split and what is set aside, or only the split's vector columns."""
+        return split_changes(context.lake, self.source, self.name, self.split, because)
+
     def plan(self, context: Context) -> str:
         """Whether the same split of the same version is there."""
-        current = split_is_current(context.lake, self.source, self.name, self.split)
-        return "up to date" if current else f"set rows of {self.source} aside"
+        lake = context.lake
+        if split_is_current(lake, self.source, self.name, self.split):
+            return "up to date"
+        if has_its_rows(lake, self.source, self.name, self.split):
+            return f"add {', '.join(self._lacking(context))} to {self.name}"
+        return f"set rows of {self.source} aside"
 
     def run(self, context: Context) -> Outcome:
-        """Write the split's table, unless it is there."""
-        if split_is_current(context.lake, self.source, self.name, self.split):
+        """Write the split's table, unless it is there; add the vector columns that the pool got since."""
+        lake = context.lake
+        if split_is_current(lake, self.source, self.name, self.split):
             return Outcome("up to date", skipped=True)
-        counts = split_table(context.lake, self.source, self.name, self.split, replace=True).lineage()["counts"]
+        lacking = self._lacking(context) if has_its_rows(lake, self.source, self.name, self.split) else []
+        counts = split_table(lake, self.source, self.name, self.split, replace=True).lineage()["counts"]
+        if lacking:
+            return Outcome(f"{', '.join(lacking)} added to the {counts['kept']} rows set aside before")
         short = f", {counts['shortfall']} fewer than asked for" if counts["shortfall"] else ""
         return Outcome(f"{counts['kept']} rows of {self.source} set aside{short}")
+
+    def _lacking(self, context: Context) -> list[str]:
+        return lacking_vectors(context.lake.table(self.source), context.lake.table(self.name))
+
+
+def split_changes(lake: Lake, source: str, name: str, split: Split, because: Names) -> Names:
+    """What is other than before once a split is made for these reasons, or for being no longer current."""
+    if because <= {vectors_of(source)} and has_its_rows(lake, source, name, split):
+        return {vectors_of(name)}
+    lineage = lake.table(name).lineage() if lake.exists(name) else {}
+    # Another version of the pool does not draw other ids, unless it has other rows: a step that reads ids sees that.
+    same = split.like is None and lineage.get("parameters") == split.model_dump(mode="json")
+    return {name, splits_of(source)} | (set() if same and lineage.get("table") == source else {ids_aside(source)})
 
 
 class SelectStep(Step):
@@ -168,8 +181,13 @@ class SelectStep(Step):
     query: str | None = None
 
     def reads(self) -> list[str]:
-        """The pool, the parent selection and the query."""
-        return [name for name in (self.source, self.within, self.query) if name]
+        """The pool, the parent selection, the query, and the selections that the method itself reads."""
+        own: list[str] = getattr(self.selector, "read_selections", list)()
+        return [name for name in (self.source, self.within, self.query, *own) if name]
+
+    def stale(self, context: Context, changed: Names) -> Names:
+        """As any step's; it also follows the pool's splits."""
+        return super().stale(context, changed) | (changed & {splits_of(self.source)})
 
     def mentions(self) -> set[str]:
         """Also what the method's parameters name: a selection or a table, it may be."""
@@ -307,9 +325,9 @@ class ReportStep(Step):
         """The selections it names."""
         return list(self.selections or [])
 
-    def stale(self, changed: set[str]) -> str | None:
+    def stale(self, context: Context, changed: Names) -> Names:
         """A page shows the whole lake."""
-        return min(changed, default=None)
+        return changed
 
     def plan(self, context: Context) -> str:
         """Where the page will be."""

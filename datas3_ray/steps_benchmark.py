@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from datas3_ray.benchmark.deployments import Deployment, find_deployment
 from datas3_ray.lake.splits import Split, split_is_current, split_table
 from datas3_ray.selectors import Selector
-from datas3_ray.steps import Context, Outcome, SelectStep, Step
+from datas3_ray.steps import Context, Names, Outcome, SelectStep, Step, scores_of, split_changes, vectors_of
 
 
 class _OfDeployment(Step):
@@ -48,6 +48,23 @@ class DeploymentStep(_OfDeployment):
         """The two tables."""
         return [f"{self.name}-test", f"{self.name}-query"]
 
+    def widens(self) -> list[str]:
+        """They get the vector columns that the table got since."""
+        return self.makes()
+
+    def stale(self, context: Context, changed: Names) -> Names:
+        """As a split's."""
+        return super().stale(context, changed) | (changed & {vectors_of(self.source)})
+
+    def changes(self, context: Context, because: Names) -> Names:
+        """As of two splits, of which the second follows the first."""
+        found: Names = set()
+        for name, split in self._splits():
+            follows = found & {split.like, scores_of(str(split.like))}
+            if because or follows or not split_is_current(context.lake, self.source, name, split):
+                found |= split_changes(context.lake, self.source, name, split, because | follows)
+        return found
+
     def plan(self, context: Context) -> str:
         """Whether both are there."""
         current = all(split_is_current(context.lake, self.source, name, split) for name, split in self._splits())
@@ -82,6 +99,14 @@ class ExpertStep(_OfDeployment):
     def reads(self) -> list[str]:
         """The pool, and the test table where the expert looks at it."""
         return self._step().reads()
+
+    def stale(self, context: Context, changed: Names) -> Names:
+        """As any selection's."""
+        return self._step().stale(context, changed)
+
+    def mentions(self) -> Names:
+        """As any selection's."""
+        return self._step().mentions()
 
     def plan(self, context: Context) -> str:
         """As any selection's."""

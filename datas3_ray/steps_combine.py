@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from datas3_ray.errors import UsageError, did_you_mean
 from datas3_ray.lake.algebra import OPERATIONS, Operation, check, combine, is_current
-from datas3_ray.steps import Context, Outcome, Step
+from datas3_ray.steps import Context, Names, Outcome, Step, scores_of, splits_of
 
 
 class CombineStep(Step):
@@ -19,6 +19,13 @@ class CombineStep(Step):
     def reads(self) -> list[str]:
         """The selections."""
         return list(self.selections)
+
+    def stale(self, context: Context, changed: Names) -> Names:
+        """As any step's; it also follows the pool that the selections were made from, and its splits."""
+        there = [context.lake.table(name) for name in self.selections if context.lake.exists(name)]
+        pools = {table.lineage().get("table", "") for table in there}
+        followed = {what for pool in pools for what in (pool, scores_of(pool), splits_of(pool))}
+        return super().stale(context, changed) | (changed & followed)
 
     def plan(self, context: Context) -> str:
         """Whether the same combination of the same versions is there."""

@@ -6,12 +6,14 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from datas3_ray.embed import EmbedConfig, embed, plan_embed
+from datas3_ray.embed import EmbedConfig, Phase, embed, plan_embed
 from datas3_ray.embed import parse_config as parse_embed
 from datas3_ray.errors import UsageError, checked
+from datas3_ray.lake import Table
 from datas3_ray.lake.indexes import Kind, build_indexes
 from datas3_ray.lake.optimize import OptimizeConfig, optimize_lake
-from datas3_ray.steps import Context, Outcome, Step
+from datas3_ray.lake.staged import field_ids, file_of
+from datas3_ray.steps import Context, Names, Outcome, Step, column_of, vectors_of
 
 
 class EmbedStep(Step):
@@ -29,6 +31,21 @@ class EmbedStep(Step):
         """The same table."""
         return [self.source]
 
+    def stale(self, context: Context, changed: Names) -> Names:
+        """Scores are none of its business."""
+        return changed & {self.source}
+
+    def changes(self, context: Context, because: Names) -> Names:
+        """The table's vector columns, and its rows where fragments came without a column that is there."""
+        lake = context.lake
+        if because or not lake.exists(self.source):
+            return {self.name, vectors_of(self.source)}
+        plan = plan_embed(lake, self.source, self.config)
+        found = {vectors_of(self.source)} if any(phase.add for phase in plan.phases) else set()
+        table = lake.table(self.source)
+        filled = any(fills(table, phase, retry=self.config.retry_failed) for phase in plan.phases)
+        return {self.name} | found | ({self.source} if filled else set())
+
     def plan(self, context: Context) -> str:
         """How many fragments lack vectors."""
         if not context.lake.exists(self.source):
@@ -40,6 +57,23 @@ class EmbedStep(Step):
         summary = embed(context.lake, self.source, self.config, progress=context.progress)
         done = bool(summary.vectors or summary.reused)
         return Outcome(summary.sentence(), skipped=not done)
+
+
+def fills(table: Table, phase: Phase, *, retry: bool) -> bool:
+    """Whether a phase of an embed gives vectors to rows of a column that is there, which is a change of the table.
+
+    Fragments that are only looked through, since a compaction wrote their files, count as complete.
+    """
+    if phase.add:
+        return False
+    ids = field_ids(table)
+    files = [
+        file_of(fragment.metadata, ids[alias])
+        for fragment in table.dataset.get_fragments()
+        if fragment.fragment_id in phase.fragments
+        for alias in phase.columns
+    ]
+    return bool(files) and (retry or None in files)
 
 
 class OptimizeStep(Step):
@@ -92,6 +126,10 @@ class IndexStep(Step):
     def reads(self) -> list[str]:
         """The table."""
         return [self.source]
+
+    def stale(self, context: Context, changed: Names) -> Names:
+        """Of scores that change only those count that it indexes."""
+        return changed & {self.source, *(column_of(self.source, column) for column in self.columns)}
 
     def plan(self, context: Context) -> str:
         """Which indexes would be built."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from datas3_ray.errors import UsageError
-from datas3_ray.steps import Context, Outcome, Step
+from datas3_ray.steps import Context, Names, Outcome, Step, column_of, ids_aside, scores_of
 from datas3_ray.training.score_plan import ScoreConfig, parse_config, plan_scores
 
 
@@ -23,6 +23,21 @@ class ScoreStep(Step):
     def widens(self) -> list[str]:
         """The same table."""
         return [self.table]
+
+    def stale(self, context: Context, changed: Names) -> Names:
+        """Other scores do not count, and of the splits only which rows they set aside."""
+        return changed & {self.table, ids_aside(self.table)}
+
+    def changes(self, context: Context, because: Names) -> Names:
+        """The scores that are there and get other values; new columns make nothing stale."""
+        lake = context.lake
+        there = lake.table(self.table).schema.names if lake.exists(self.table) else []
+        replaced = [column for column in self.config.columns.values() if column in there]
+        if not because and there:
+            replaced = list(plan_scores(lake, self.table, self.config).replaced)
+        if not replaced:
+            return {self.name}
+        return {self.name, scores_of(self.table), *(column_of(self.table, column) for column in replaced)}
 
     def plan(self, context: Context) -> str:
         """Which columns are missing or were made otherwise."""

@@ -37,6 +37,7 @@ FLOORS = {
     "steps_auto": 7,
     "steps_benchmark": 7,
     "steps_combine": 7,
+    "steps_ingest": 7,
     "steps_lake": 7,
     "steps_scores": 7,
     "step_kinds": 7,

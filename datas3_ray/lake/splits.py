@@ -65,7 +65,8 @@ def split_table(lake: Lake, pool_name: str, name: str, split: Split, *, replace:
     """Set rows of a pool aside as the image table ``name``.
 
     The rows are copied with their vectors (query and test sets are small), so that the new table opens in plain
-    LanceDB like any other; the pool itself is not changed.
+    LanceDB like any other; the pool itself is not changed. A split that is there and was made in just this way gets
+    the vector columns that the pool got since.
 
     Raises
     ------
@@ -83,7 +84,10 @@ def split_table(lake: Lake, pool_name: str, name: str, split: Split, *, replace:
     if lake.exists(name):
         existing = lake.table(name)
         if existing.lineage().get("fingerprint") == mark:
-            return existing
+            lacking = lacking_vectors(pool, existing)
+            if lacking:
+                _add_vectors(pool, existing, lacking)
+            return lake.table(name) if lacking else existing
         if existing.lineage().get("method") != "split":
             raise UsageError(f"table '{name}' exists and is not a split; choose another name.")
         if not replace:
@@ -108,10 +112,22 @@ def split_table(lake: Lake, pool_name: str, name: str, split: Split, *, replace:
 
 def split_is_current(lake: Lake, pool_name: str, name: str, split: Split) -> bool:
     """Whether :func:`split_table` with the same arguments would do nothing."""
+    if not has_its_rows(lake, pool_name, name, split):
+        return False
+    return not lacking_vectors(lake.table(pool_name), lake.table(name))
+
+
+def has_its_rows(lake: Lake, pool_name: str, name: str, split: Split) -> bool:
+    """Whether :func:`split_table` would leave the rows of ``name`` as they are: all that it might do is add columns."""
     if not all(lake.exists(each) for each in (name, pool_name, split.like) if each is not None):
         return False
     like = lake.table(split.like) if split.like is not None else None
     return lake.table(name).lineage().get("fingerprint") == _mark(lake.table(pool_name), like, split)
+
+
+def lacking_vectors(pool: Table, split: Table) -> list[str]:
+    """Vector columns of the pool that one of its splits has not, since it was made before them."""
+    return [column for column in pool.vector_columns() if column not in split.schema.names]
 
 
 def splits_of(lake: Lake, pool: str) -> list[Table]:
@@ -139,6 +155,19 @@ def _identity(pool_name: str, split: Split) -> dict[str, Any]:
 def _mark(pool: Table, like: Table | None, split: Split) -> str:
     versions = {"version": pool.content_mark, **({"like": like.content_mark} if like is not None else {})}
     return fingerprint({**_identity(pool.name, split), **versions})
+
+
+def _add_vectors(pool: Table, split: Table, columns: list[str]) -> None:
+    """Copy vector columns by id, each field with what it says of its encoder. To a table's content that is no change.
+
+    The pool is streamed, and only the split's rows are held in memory.
+    """
+    ids = split.to_arrow(["id"]).column("id").combine_chunks()
+    wanted = ["id", *columns]
+    batches = pool.dataset.scanner(columns=wanted).to_batches()
+    chosen = [batch.filter(pc.is_in(batch.column("id"), value_set=ids)) for batch in batches]
+    schema = pa.schema([pool.schema.field(name) for name in wanted])
+    split.dataset.merge(pa.Table.from_batches(chosen, schema), "id")
 
 
 def _rows(pool: Table, split: Split, ids: pa.Array | None = None, columns: list[str] | None = None) -> pa.Table:

@@ -87,6 +87,10 @@ class Stratified(Selector):
         if of != table.name:
             raise UsageError(f"selection '{self.selection}' was made from table '{of}', not from '{table.name}'.")
 
+    def read_selections(self) -> list[str]:
+        """The selection whose scores are used: what changes it makes this one stale."""
+        return [self.selection] if self.selection is not None else []
+
     def is_current(self, lake: Lake, table: str, name: str, **arguments: Any) -> bool:
         """As for every selector; not before the selection that is read is there."""
         if self.selection is not None and not lake.exists(self.selection):

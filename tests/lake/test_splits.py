@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
 from datas3_ray.errors import UsageError
+from datas3_ray.lake.schemas import vector_field
 from datas3_ray.lake.splits import Split, held_out_ids, split_is_current, split_table, splits_of
 from datas3_ray.selectors import Everything, Random
 
@@ -50,6 +52,33 @@ def test_rows_set_aside_are_in_no_selection(lake, pool) -> None:
     assert counts["eligible"] + counts["held_out"] == counts["rows"] == 400
     drawn = Random(size=1.0).select(lake, "pool", name="random")
     assert set(drawn.ids().to_pylist()) == set(everything.ids().to_pylist())
+
+
+def test_a_split_gets_the_vectors_that_its_pool_got_since(lake, pool) -> None:
+    split = Split(where="region = 'north'", hash="site", share=(0.0, 0.5))
+    before = split_table(lake, "pool", "query", split)
+    everything = Everything()
+    everything.select(lake, "pool", name="everything")
+    assert split_is_current(lake, "pool", "query", split)
+    rng = np.random.default_rng(1)
+    ids = rng.permutation([f"r{i:03}" for i in range(400)])
+    vectors = dict(zip(ids.tolist(), rng.normal(size=(400, 3)).astype(np.float32).tolist(), strict=True))
+    field = vector_field("w", 3, {"weights": "mine"})
+    columns = [pa.array(list(vectors)), pa.array(list(vectors.values()), field.type)]
+    pool = lake.table("pool")
+    pool.dataset.merge(pa.Table.from_arrays(columns, schema=pa.schema([pa.field("id", pa.string()), field])), "id")
+    assert not split_is_current(lake, "pool", "query", split)
+    after = split_table(lake, "pool", "query", split)
+    assert split_is_current(lake, "pool", "query", split)
+    assert after.to_arrow(before.schema.names) == before.to_arrow()
+    rows = after.to_arrow(["id", "w"]).to_pylist()
+    assert len(rows) > 50
+    assert all(row["w"] == vectors[row["id"]] for row in rows)
+    assert after.encoder("w") == {"weights": "mine"}
+    assert after.content_mark == before.content_mark
+    assert after.lineage() == before.lineage()
+    assert everything.is_current(lake, "pool", "everything")
+    assert split_table(lake, "pool", "query", split).version == after.version
 
 
 def test_a_new_split_makes_selections_stale(lake, pool) -> None:
