@@ -159,7 +159,8 @@ def claims(board: Leaderboard) -> list[dict[str, Any]]:
             if name not in row.cells:
                 continue
             cell = plain_cell(row.cells[name])
-            del cell["best"], cell["outdated"]
+            # The content's mark is of this lake alone, and earlier submissions claim none.
+            del cell["best"], cell["outdated"], cell["test_content"]
             if cell["paper_style"] is not None:
                 del cell["paper_style"]["best"]
             found.append({"deployment": name, "model": row.model, "vector": row.vector, "method": row.method, **cell})
