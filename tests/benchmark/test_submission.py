@@ -20,7 +20,7 @@ from command import datas3
 
 from datas3_ray import Lake
 from datas3_ray.benchmark import leaderboard
-from datas3_ray.benchmark.submission import Packed, pack, plain_trial
+from datas3_ray.benchmark.submission import Packed, cleaned, pack, plain_trial
 from datas3_ray.benchmark.verify import verify
 from datas3_ray.errors import UsageError
 from datas3_ray.lake.schemas import RESULTS
@@ -83,6 +83,34 @@ def test_secrets_stay_at_home() -> None:
     text = json.dumps(plain_trial(trial))
     assert "secret" not in text and "hidden" not in text and "/home/me" not in text and "sig=abc" not in text
     assert "https://host/w.pt" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "left"),
+    [
+        ("/home/me/w.pt", "w.pt"),
+        ("//srv/share/w.pt", "w.pt"),
+        ("~/runs/w.pt", "w.pt"),
+        ("~me/w.pt", "w.pt"),
+        ("local-dir:/home/me/clip", "local-dir:clip"),
+        ("local-dir:~/clip", "local-dir:clip"),
+        ("local-dir://home/me/clip", "local-dir:clip"),
+        ("file:///home/me/w.pt", "w.pt"),
+        ("file://host/home/me/w.pt", "w.pt"),
+        ("from file:///home/me/w.pt", "from w.pt"),
+        ("hf-hub:timm/vit", "hf-hub:timm/vit"),
+        ("timm/vit", "timm/vit"),
+        ("s3://bucket/runs/w.pt?sig=1", "s3://bucket/runs/w.pt"),
+        ("width / height > 2", "width / height > 2"),
+    ],
+)
+def test_folders_of_this_machine_stay_at_home(value: str, left: str) -> None:
+    assert cleaned({"weights": [value]}) == {"weights": [left]}
+
+
+def test_classes_keep_their_names_whatever_they_are() -> None:
+    found = {"recall": {"token": 0.5, "/a/b": 1.0}, "missing_classes": ["/a/b", "s3://me:key@bucket/a"]}
+    assert cleaned({"lineage": found}) == {"lineage": found}
 
 
 @pytest.mark.parametrize(
