@@ -31,10 +31,10 @@ def test_a_submission_holds_in_every_check(swept: Lake, packed: Packed) -> None:
     checks = verify(packed.path)
     assert failing(checks) == {} and {check.holds for check in checks} == {True}
     assert [check.name for check in checks] == [
-        "archive", "manifest", "hashes", "form", "ids", "lineage", "grid", "winners", "cells",
+        "archive", "manifest", "hashes", "form", "ids", "lineage", "figures", "grid", "winners", "cells",
     ]  # fmt: skip
     with_lake = verify(packed.path, swept)
-    assert failing(with_lake) == {} and len(with_lake) == 13 and {check.holds for check in with_lake} == {True}
+    assert failing(with_lake) == {} and len(with_lake) == 14 and {check.holds for check in with_lake} == {True}
     assert packed.trials == 8 and packed.selections == ("some",) and packed.deployments == ("north",)
 
 
@@ -145,7 +145,7 @@ def test_the_commands(swept: Lake, tmp_path: Path, capsys: pytest.CaptureFixture
         status == 0 and "1 selections, 8 trials" in out and hashlib.sha256(Path(file).read_bytes()).hexdigest() in out
     )
     status, out, _ = datas3("verify", file, "--lake", swept.uri, capsys=capsys)
-    assert status == 0 and out.count("✓") == 13 and "✗" not in out
+    assert status == 0 and out.count("✓") == 14 and "✗" not in out
     assert "✓ cells: all 1 claimed cells follow from the trials." in out
     members = read(file)
     raise_claim(members)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -212,7 +213,7 @@ def no_lineage(members: Members) -> None:
         (add_test_row, set(), {"ids in the lake", "selections in the lake"}),
         (repeat_id, {"ids"}, {"selections in the lake"}),
         (drop_id, {"ids"}, {"selections in the lake"}),
-        (raise_score, {"cells"}, {"trials in the lake"}),
+        (raise_score, {"figures", "cells"}, {"trials in the lake"}),
         (invent, set(), {"trials in the lake"}),
         (invent_and_shift_the_time, set(), {"trials in the lake"}),
         (invent_and_rename, set(), {"trials in the lake"}),
@@ -258,6 +259,58 @@ def test_what_was_changed_is_found(
     assert set(found) == alone | with_lake, found
     assert all(sentence.endswith(".") and "\n" not in sentence for sentence in found.values())
     assert not (tmp_path.parent / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"test": 1.7, "test_seen": 1.7, "test_high": 1.7}, "test is 1.7, which no accuracy can be"),
+        ({"test": math.nan}, "test is nan, which no accuracy can be"),
+        ({"validation": -0.1}, "validation is -0.1, which no accuracy can be"),
+        ({"test": 0.99, "test_seen": 0.99, "test_low": 0.2, "test_high": 0.5}, "outside of its own interval"),
+        ({"test_low": 0.6, "test_high": 0.5}, "the interval of its score"),
+        ({"test_seen": 0.99}, "test_seen 0.99, and no test row was dropped"),
+        ({"test_dropped": 3}, "3 test rows were dropped, and no class is missing"),
+        ({"chosen_on": "test"}, "chosen_on is test, and by its settings it was chosen on validation"),
+        ({"higher_is_better": False}, "higher_is_better is False, which accuracy is not"),
+        ({"status": "failed"}, "its status is failed, and its test score"),
+        ({"test": None}, "its status is done, and its test score None"),
+        ({"missing_classes": 1}, "missing_classes is 1, and its lineage says 0"),
+        ({"train_rows": 3}, "train_rows is 3, and its lineage says 54"),
+        ({"test_rows": 3}, "test_rows is 3, and its lineage says 90"),
+        ({"pool_size": 451}, "pool_size is 451, and table 'pool' has 450 rows"),
+        ({"task": "regression"}, "task is 'regression', and its settings say 'classification'"),
+        ({"vector": "clip"}, "vector is 'clip', and its settings say 'lite'"),
+    ],
+)
+def test_figures_that_contradict_each_other_are_found(
+    packed: Packed, tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    members = read(packed.path)
+
+    def edit(trials: list[dict[str, Any]]) -> None:
+        for trial in trials:
+            trial["lineage"]["config"]["column"] = "lite"
+        next(trial for trial in trials if trial["best"]).update(change)
+
+    put_trials(members, edit)
+    assert says in failing(verify(write(tmp_path / "x.zip", members)))["figures"]
+
+
+def test_a_score_that_is_no_number_fails_no_check_by_itself(packed: Packed, tmp_path: Path) -> None:
+    """A regression that diverged, with two seeds."""
+    members = read(packed.path)
+
+    def edit(trials: list[dict[str, Any]]) -> None:
+        for trial in trials:
+            trial |= {"metric": "mse", "task": "regression", "higher_is_better": False, "test_low": None}
+            trial["lineage"]["config"] |= {"metric": "mse", "task": "regression"}
+            if trial["hyperparameters"]["lr"] == 30.0:
+                trial |= {"test": math.nan, "test_seen": math.nan}
+
+    put_trials(members, edit)
+    found = failing(verify(write(tmp_path / "x.zip", members)))
+    assert "figures" not in found and "numerator" not in str(found)
 
 
 def test_a_trial_without_lineage_fails_checks_and_breaks_none(packed: Packed, tmp_path: Path) -> None:
