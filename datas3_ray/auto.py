@@ -8,6 +8,7 @@ test table takes no part in the choice.
 from __future__ import annotations
 
 import itertools
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -62,16 +63,50 @@ class AutoConfig(BaseModel):
 
     def selectors(self) -> dict[str, Selector]:
         """Label of each candidate, its method and what varies, and its selector."""
-        asked = self.candidates or default_candidates(self.column)
-        found: dict[str, Selector] = {}
-        for candidate in asked:
+        asked: list[_Asked] = []
+        for candidate in self.candidates or default_candidates(self.column):
             if len(candidate) != 1:
                 raise UsageError(f"a candidate names one method, got {', '.join(candidate) or 'none'}.")
             ((method, parameters),) = candidate.items()
             for varied, values in _combinations(parameters):
-                selector = make_selector(method, values)
-                found[" ".join([method, *(f"{key}={value}" for key, value in varied.items())])] = selector
-        return found
+                made = _Asked(method, values, set(varied), make_selector(method, values))
+                # As text, since a size of 1 is a row and one of 1.0 is all.
+                if all(repr(made.selector) != repr(other.selector) for other in asked):
+                    asked.append(made)
+        return {one.label: one.selector for one in _told_apart(asked)}
+
+
+@dataclass
+class _Asked:
+    """A candidate, and the parameters that its label shows."""
+
+    method: str
+    values: dict[str, Any]
+    shown: set[str]
+    selector: Selector
+
+    @property
+    def label(self) -> str:
+        parameters = [f"{key}={value}" for key, value in self.values.items() if key in self.shown]
+        return " ".join([self.method, *parameters])
+
+
+def _told_apart(asked: list[_Asked]) -> list[_Asked]:
+    """The candidates, those of one label showing the parameters that differ among them as well."""
+    while True:
+        same: dict[str, list[_Asked]] = defaultdict(list)
+        for one in asked:
+            same[one.label].append(one)
+        alike = [group for group in same.values() if len(group) > 1]
+        if not alike:
+            return asked
+        for group in alike:
+            keys = dict.fromkeys(key for one in group for key in one.values)
+            differ = {key for key in keys if len({repr(one.values.get(key)) for one in group}) > 1}
+            if all(differ & one.values.keys() <= one.shown for one in group):
+                raise UsageError(f"two candidates would both be called '{group[0].label}'; leave one out.")
+            for one in group:
+                one.shown |= differ
 
 
 @dataclass(frozen=True)
@@ -160,9 +195,11 @@ def split_query(lake: Lake, query: str, name: str, label: str, seed: int) -> tup
             f"query table '{query}' has {rows.num_rows} rows, {int(labelled.sum())} with a '{label}'; it needs one "
             "labelled row at least in each half."
         )
-    mark = fingerprint({"query": query, "version": table.content_mark, "seed": seed})
-    for part, keep in (("ask", first), ("judge", ~first & labelled)):
-        there = f"{name}.{part}"
+    identity = {"query": query, "version": table.content_mark, "seed": seed}
+    # Which rows can judge depends on the label; selections need not be made again where it changes.
+    parts = (("ask", first, identity), ("judge", ~first & labelled, {**identity, "label": label}))
+    for part, keep, known in parts:
+        there, mark = f"{name}.{part}", fingerprint(known)
         if lake.exists(there) and lake.table(there).lineage().get("fingerprint") == mark:
             continue
         lineage = {"method": "auto", "table": query, "inputs": {query: table.version}, "fingerprint": mark}

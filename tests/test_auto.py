@@ -125,3 +125,32 @@ def test_mistakes_are_told_before_anything_is_selected(filled: Lake, tmp_path) -
     filled.add("bare", rows(9, "b", 3, here=True).set_column(1, "label", pa.nulls(9, pa.string())))
     with pytest.raises(UsageError, match="'bare' has 9 rows, 0 with a 'label'; it needs one labelled row"):
         split_query(filled, "bare", "here", "label", 0)
+
+
+def test_candidates_of_one_method_do_not_take_each_others_place() -> None:
+    def labels(*candidates: dict[str, dict[str, object]]) -> dict[str, object]:
+        return {label: one.size for label, one in config(candidates=candidates).selectors().items()}
+
+    assert labels({"random": {"size": 0.1}}, {"random": {"size": 0.2}}) == {
+        "random size=0.1": 0.1,
+        "random size=0.2": 0.2,
+    }
+    assert set(labels({"random": {"size": 0.1}}, {"random": {"size": 0.1, "seed": 3}})) == {"random", "random seed=3"}
+    # What the label of a list shows may be that of another candidate too.
+    assert set(
+        labels({"random": {"size": [0.1, 0.2], "seed": 2}}, {"random": {"size": 0.1}}, {"random": {"size": 0.2}})
+    ) == {"random size=0.1 seed=2", "random size=0.2 seed=2", "random size=0.1", "random size=0.2"}
+    assert set(labels({"random": {"size": 0.1}}, {"random": {"size": 0.1, "seed": 0}})) == {"random"}
+    assert set(labels({"random": {"size": 1}}, {"random": {"size": 1.0}})) == {"random size=1", "random size=1.0"}
+
+
+def test_the_judges_follow_the_label(filled: Lake) -> None:
+    table = filled.table("query").to_arrow()
+    some = pa.array([name if i % 2 else None for i, name in enumerate(table.column("label").to_pylist())])
+    filled.write("half", table.append_column("species", some), kind="image")
+    split_query(filled, "half", "here", "label", 0)
+    ask, every = filled.table("here.ask").version, filled.table("here.judge").count_rows()
+    split_query(filled, "half", "here", "species", 0)
+    assert filled.table("here.judge").count_rows("species IS NULL") == 0
+    assert 0 < filled.table("here.judge").count_rows() < every
+    assert filled.table("here.ask").version == ask

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -18,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from datas3_ray.benchmark.paper_rows import PaperCell, PaperRow, paper_rows
+from datas3_ray.benchmark.paper_style import PaperStyle, deviation, mean, paper_style, rank
 from datas3_ray.errors import UsageError, did_you_mean
-from datas3_ray.training.metrics import METRICS
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -28,33 +27,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PaperStyle:
-    """A score as the DataS3 paper counts it: the grid point that is best on test, test rows of unknown classes dropped.
-
-    ``score`` is the mean over ``seeds`` seeds of the metric over the test rows of classes that the training rows have,
-    ``std`` their sample standard deviation; ``dropped`` is how many test rows that leaves out (None where it was not
-    counted). ``best`` marks the deployment's best such score of that model.
-    """
-
-    score: float
-    std: float | None
-    seeds: int
-    best: bool
-    dropped: int | None
-    hyperparameters: dict[str, Any]
-    trials: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Cell:
     """One method in one deployment.
 
     ``score`` is the mean over ``seeds`` seeds and ``std`` their sample standard deviation (None for one seed);
     ``best`` marks the deployment's best score of that model, ties included. ``outdated`` says that the deployment's
-    newest score was measured on another test table or with another metric, so that this one cannot be compared with it
-    (and is never the best). ``interval`` holds 95% of the scores of resampled test tables, for one seed. ``chosen_on``
-    is what the grid point was chosen on: validation, query or test. ``created`` is an ISO time. ``paper_style`` is None
-    where the results were written before such scores were.
+    newest score was measured on other test rows or with another metric, so that this one cannot be compared with it
+    (and is never the best); ``test_content`` changes when the rows of the test table do. ``interval`` holds 95% of the
+    scores of resampled test tables, for one seed. ``chosen_on`` is what the grid point was chosen on: validation, query
+    or test. ``created`` is an ISO time. ``paper_style`` is None where the results were written before such scores were.
     """
 
     score: float
@@ -72,6 +53,7 @@ class Cell:
     pool_size: int
     train_rows: int
     test: str
+    test_content: str
     test_rows: int
     missing_classes: int
     selection: str
@@ -236,8 +218,15 @@ def _identity(trial: Mapping[str, Any]) -> tuple[Any, ...]:
         trial["test_rows"],
         lineage.get("test"),
         lineage.get("settings"),
-        json.dumps(lineage.get("inputs"), sort_keys=True),
+        json.dumps({**(lineage.get("inputs") or {}), **(lineage.get("contents") or {})}, sort_keys=True),
     )
+
+
+def _test_content(lineage: Mapping[str, Any]) -> str:
+    """What tells the test rows from others of that table's name; rows of earlier versions know a version alone."""
+    test = lineage.get("test")
+    versions = lineage.get("inputs") or {}
+    return str((lineage.get("contents") or {}).get(test, versions.get(test, "")))
 
 
 def _cell(every: list[dict[str, Any]]) -> Cell:
@@ -245,13 +234,14 @@ def _cell(every: list[dict[str, Any]]) -> Cell:
     trials = _latest([trial for trial in same if trial["best"]])
     scores = [trial["test"] for trial in trials]
     newest = max(trials, key=lambda trial: trial["created"])
+    lineage = json.loads(newest["lineage"] or "{}")
     return Cell(
-        score=math.fsum(scores) / len(scores),
-        std=statistics.stdev(scores) if len(scores) > 1 else None,
+        score=mean(scores),
+        std=deviation(scores),
         seeds=len(scores),
         best=False,
         outdated=False,
-        validation=math.fsum(trial["validation"] for trial in trials) / len(trials),
+        validation=mean([trial["validation"] for trial in trials]),
         interval=_interval(newest) if len(trials) == 1 else None,
         chosen_on=newest.get("chosen_on") or "validation",
         start=newest.get("start") or "scratch",
@@ -260,7 +250,8 @@ def _cell(every: list[dict[str, Any]]) -> Cell:
         subset_size=newest["subset_size"],
         pool_size=newest["pool_size"],
         train_rows=newest["train_rows"],
-        test=json.loads(newest["lineage"] or "{}").get("test", ""),
+        test=lineage.get("test", ""),
+        test_content=_test_content(lineage),
         test_rows=newest["test_rows"],
         missing_classes=newest["missing_classes"],
         selection=newest["selection"],
@@ -269,50 +260,8 @@ def _cell(every: list[dict[str, Any]]) -> Cell:
         run=newest["run"],
         trials=tuple(trial["trial"] for trial in trials),
         created=newest["created"].isoformat(),
-        paper_style=_paper_style(same),
+        paper_style=paper_style(same),
     )
-
-
-def _paper_style(trials: list[dict[str, Any]]) -> PaperStyle | None:
-    """The grid point that is best on test by the rows of known classes, of all trials of a set; one trial a seed."""
-    points: dict[str, dict[int, tuple[float, dict[str, Any]]]] = defaultdict(dict)
-    for trial in sorted(trials, key=lambda trial: (trial["created"], trial["trial"])):
-        score = _seen(trial)
-        if score is not None:
-            points[json.dumps(json.loads(trial["hyperparameters"]), sort_keys=True)][trial["seed"]] = score, trial
-    if not points:
-        return None
-    sign = 1 if trials[0]["higher_is_better"] else -1
-    most = max(len(point) for point in points.values())
-    whole = [[point[seed] for seed in sorted(point)] for point in points.values() if len(point) == most]
-    # Among equals the first of the grid, as a sweep's own choice has it.
-    whole.sort(key=lambda point: point[0][1]["trial"])
-    chosen = max(whole, key=lambda point: sign * math.fsum(score for score, _ in point) / len(point))
-    scores, found = [score for score, _ in chosen], [trial for _, trial in chosen]
-    return PaperStyle(
-        score=math.fsum(scores) / len(scores),
-        std=statistics.stdev(scores) if len(scores) > 1 else None,
-        seeds=len(scores),
-        best=False,
-        dropped=_dropped(found[-1]),
-        hyperparameters=json.loads(found[-1]["hyperparameters"]),
-        trials=tuple(trial["trial"] for trial in found),
-    )
-
-
-def _seen(trial: Mapping[str, Any]) -> float | None:
-    """The test score over rows of known classes; of an earlier version's trial where it must be the score itself."""
-    score = trial.get("test_seen")
-    if score is not None or trial["test"] is None or trial.get("test_dropped") is not None:
-        return score
-    metric = METRICS.get(trial["metric"])
-    same = not trial["missing_classes"] or metric is None or metric.task != "classification"
-    return trial["test"] if same else None
-
-
-def _dropped(trial: Mapping[str, Any]) -> int | None:
-    dropped = trial.get("test_dropped")
-    return 0 if dropped is None and not trial["missing_classes"] else dropped
 
 
 def _interval(trial: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -330,13 +279,15 @@ def _marked(cells: Mapping[tuple[str, str, str], Mapping[str, Cell]]) -> list[Ro
     def mark(cell: Cell, others: list[Cell]) -> Cell:
         newest = max(others, key=lambda other: other.created)
         current = [other for other in others if _yardstick(other) == _yardstick(newest)]
+        if _yardstick(cell) != _yardstick(newest):
+            return replace(cell, outdated=True)
         top = max(_worth(other) for other in current)
-        marked = replace(cell, best=cell in current and _worth(cell) == top, outdated=cell not in current)
-        if cell.paper_style is None or cell not in current:
+        marked = replace(cell, best=_worth(cell) == top > -math.inf)
+        if cell.paper_style is None:
             return marked
         sign = 1 if cell.higher_is_better else -1
-        found = max(sign * other.paper_style.score for other in current if other.paper_style is not None)
-        best = sign * cell.paper_style.score == found
+        found = max(rank(sign * other.paper_style.score) for other in current if other.paper_style is not None)
+        best = rank(sign * cell.paper_style.score) == found > -math.inf
         return replace(marked, paper_style=replace(cell.paper_style, best=best))
 
     largest = {key: max(cell.pool_size for cell in others) for key, others in rivals.items()}
@@ -348,8 +299,8 @@ def _marked(cells: Mapping[tuple[str, str, str], Mapping[str, Cell]]) -> list[Ro
     return rows
 
 
-def _yardstick(cell: Cell) -> tuple[str, str, int]:
-    return cell.metric, cell.test, cell.test_rows
+def _yardstick(cell: Cell) -> tuple[str, str, str, int]:
+    return cell.metric, cell.test, cell.test_content, cell.test_rows
 
 
 def _row(method: str, model: str, vector: str, cells: dict[str, Cell], reference: bool) -> Row:
@@ -361,8 +312,8 @@ def _row(method: str, model: str, vector: str, cells: dict[str, Cell], reference
         model=model,
         vector=vector,
         cells=cells,
-        mean=math.fsum(cell.score for cell in current) / len(current) if one_metric else None,
-        paper_style_mean=math.fsum(styled) / len(styled) if one_metric and len(styled) == len(current) else None,
+        mean=mean([cell.score for cell in current]) if one_metric else None,
+        paper_style_mean=mean(styled) if one_metric and len(styled) == len(current) else None,
         reference=reference,
     )
 
@@ -370,14 +321,14 @@ def _row(method: str, model: str, vector: str, cells: dict[str, Cell], reference
 def _sorted(rows: Iterable[Row], deployments: tuple[str, ...]) -> list[Row]:
     def key(row: Row) -> tuple[Any, ...]:
         cells = row.comparable
-        worth = math.fsum(_worth(cell) for cell in cells) / len(cells) if cells else -math.inf
+        worth = mean([_worth(cell) for cell in cells]) if cells else -math.inf
         return row.model, row.vector, not row.reference, len(cells) < len(deployments), -worth, row.method
 
     return sorted(rows, key=key)
 
 
 def _worth(cell: Cell) -> float:
-    return cell.score if cell.higher_is_better else -cell.score
+    return rank(cell.score if cell.higher_is_better else -cell.score)
 
 
 def plain_cell(cell: Cell) -> dict[str, Any]:

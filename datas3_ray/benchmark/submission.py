@@ -48,6 +48,12 @@ _SECRET = re.compile(
     r"(.*[_-])?(secrets?|tokens?|passwords?|passwd|credentials?|api_?key|access_?key(_id)?|secret_access_key|sas)", re.I
 )
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>]+")
+_LOCAL = re.compile(
+    r"(?:file:(?://[^/]*)?|(?P<scheme>local-dir:|(?!file:)[a-z][\w+.\-]*:(?!//[^/]))?)(?P<path>~[^/]*/.*|/.*)",
+    re.I | re.S,
+)
+"""A path of this machine: from the root or a home, as a uri, or after a word such as ``local-dir:``."""
+_BY_CLASS = ("recall", "missing_classes")
 _IDENTIFYING = ("label", "target", "sha256")
 
 
@@ -159,7 +165,8 @@ def claims(board: Leaderboard) -> list[dict[str, Any]]:
             if name not in row.cells:
                 continue
             cell = plain_cell(row.cells[name])
-            del cell["best"], cell["outdated"]
+            # The content's mark is of this lake alone, and earlier submissions claim none.
+            del cell["best"], cell["outdated"], cell["test_content"]
             if cell["paper_style"] is not None:
                 del cell["paper_style"]["best"]
             found.append({"deployment": name, "model": row.model, "vector": row.vector, "method": row.method, **cell})
@@ -212,23 +219,31 @@ def contents(table: Table, columns: Sequence[str]) -> dict[str, Any]:
 
 def cleaned(value: Any) -> Any:
     """JSON values without secrets: keys that name one are dropped, uris lose user, password and query, and the paths of
-    this machine all but the file's name.
+    this machine all but the file's name. What is kept by class stays as it is, whatever the classes are called.
 
     >>> cleaned({"storage_options": {}, "hf_token": "x", "of": "https://me:key@host/a?sig=1", "w": "/home/me/w.pt"})
     {'of': 'https://host/a', 'w': 'w.pt'}
+    >>> cleaned({"start": "local-dir:/home/me/clip", "weights": "~/w.pt", "recall": {"token": 0.5, "/a/b": 1.0}})
+    {'start': 'local-dir:clip', 'weights': 'w.pt', 'recall': {'token': 0.5, '/a/b': 1.0}}
     """
     if isinstance(value, Mapping):
         kept = {
             key: each for key, each in value.items() if key != "storage_options" and not _SECRET.fullmatch(str(key))
         }
-        return {key: cleaned(each) for key, each in kept.items()}
+        return {key: each if key in _BY_CLASS else cleaned(each) for key, each in kept.items()}
     if isinstance(value, (list, tuple)):
         return [cleaned(each) for each in value]
     if isinstance(value, str):
-        if os.path.isabs(value):
-            return value.rstrip("/").rpartition("/")[2]
-        return _URI.sub(lambda found: public_uri(found.group(0)), value)
+        local = _LOCAL.fullmatch(value)
+        if local is not None:
+            return (local["scheme"] or "") + local["path"].rstrip("/").rpartition("/")[2]
+        return _URI.sub(lambda found: _public(found.group(0)), value)
     return value
+
+
+def _public(uri: str) -> str:
+    """A uri that lost its secrets; of a file of this machine its name."""
+    return uri.rpartition("/")[2] if uri.lower().startswith("file:") else public_uri(uri)
 
 
 def _trials(lake: Lake, method: str, model: str | None) -> list[dict[str, Any]]:

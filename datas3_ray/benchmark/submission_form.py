@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -140,6 +141,9 @@ def parse(members: Mapping[str, bytes], manifest: Manifest) -> Submission:
             raise Fault(f"{TRIALS}: {table.column(name).null_count} trials have no {name}")
     if not trials:
         raise Fault("there is no trial in it")
+    ((trial, deployment), times), *_ = Counter((each["trial"], each["deployment"]) for each in trials).most_common(1)
+    if times > 1:
+        raise Fault(f"{TRIALS}: trial {trial} in {deployment} is there {times} times")
     lines = sum(members[ids_member(name)].count(b"\n") for name in manifest.selections)
     if lines > MAX_LINES:
         raise Fault(f"its selections have {lines:,} ids; {MAX_LINES:,} are allowed")

@@ -20,6 +20,7 @@ from datas3_ray.benchmark.archive import Fault, read_members
 from datas3_ray.benchmark.leaderboard import leaderboard
 from datas3_ray.benchmark.submission import VERSION, claims
 from datas3_ray.benchmark.submission_form import Submission, check_hashes, parse, read_manifest, some
+from datas3_ray.benchmark.verify_figures import figures
 from datas3_ray.benchmark.verify_lake import eligible, same_selections, same_tables, same_trials
 from datas3_ray.errors import Datas3Error
 
@@ -98,6 +99,7 @@ def verify(path: str | Path, lake: Lake | None = None) -> list[Check]:
     inner: list[tuple[str, Callable[[Submission], str]]] = [
         ("ids", _ids),
         ("lineage", _lineage),
+        ("figures", figures),
         ("grid", _grid),
         ("winners", _winners),
         ("cells", _cells),

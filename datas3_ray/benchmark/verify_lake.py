@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -59,10 +60,8 @@ def same_selections(submission: Submission, lake: Lake) -> str | None:
     """Where the lake has the selection, it keeps the same rows."""
     names = set(lake.names("selection")) & set(submission.ids)
     for name in sorted(names):
-        selection = lake.selection(name)
-        if selection.fingerprint != submission.manifest.selections[name].fingerprint:
-            raise Fault(f"selection '{name}' of the lake is another one: the fingerprints differ")
-        theirs = sorted(selection.ids().to_pylist())
+        # Fingerprints tell nothing here: those of another lake that was made of the same data are other ones.
+        theirs = sorted(lake.selection(name).ids().to_pylist())
         if theirs != submission.ids[name]:
             apart = set(theirs) ^ set(submission.ids[name])
             raise Fault(f"selection '{name}' of the lake has other ids: {len(apart):,} are in one and not the other")
@@ -75,28 +74,57 @@ def same_selections(submission: Submission, lake: Lake) -> str | None:
 
 
 def same_trials(submission: Submission, lake: Lake) -> str | None:
-    """Where the lake has the trial, it has the same scores."""
-    every = lake.results()
-    if not every.num_rows:
-        return None
-    mine = {_trial_key(trial): trial for trial in submission.trials}
+    """The lake has the same trials; of sweeps and settings that it knows it has every one."""
+    theirs: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    known: set[tuple[str, ...]] = set()
+    for row in lake.results().to_pylist():
+        trial = plain_trial(row)
+        theirs[_trial_key(trial)].append(trial)
+        known |= _contests(trial)
     found = 0
-    rows = every.filter(pc.is_in(every.column("trial"), value_set=pa.array([key[0] for key in mine], pa.string())))
-    for row in rows.to_pylist():
-        theirs = plain_trial(row)
-        same = mine.get(_trial_key(theirs))
-        if same is None:
-            continue
-        found += 1
-        for key in sorted({*theirs, *same} - {"run", "created"}):
-            if json.dumps(theirs.get(key), sort_keys=True) != json.dumps(same.get(key), sort_keys=True):
-                raise Fault(f"trial {theirs['trial']} in {theirs['deployment']}: {key} is another one in the lake")
-    missing = len(mine) - found
+    for mine in submission.trials:
+        where = f"trial {mine['trial']} in {mine['deployment']}"
+        same = theirs.get(_trial_key(mine))
+        if same is not None:
+            found += 1
+            others = [_other_key(mine, each) for each in same]
+            if all(others):
+                raise Fault(f"{where}: {others[0]} is another one in the lake")
+        elif known & _contests(mine):
+            raise Fault(
+                f"{where}: the lake has trials of its sweep, or of its selection and settings, and not this one"
+            )
+    missing = len(submission.trials) - found
     return f"{found} trials are the same there" + (f", {missing} are not there" if missing else "") if found else None
 
 
+def _other_key(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
+    """The first value in which two trials differ."""
+    for key in sorted({*theirs, *mine}):
+        if json.dumps(theirs.get(key), sort_keys=True) != json.dumps(mine.get(key), sort_keys=True):
+            return key
+    return None
+
+
 def _trial_key(trial: Mapping[str, Any]) -> tuple[str, ...]:
-    return trial["trial"], trial["deployment"], trial["method"], trial["created"]
+    """What a trial is of. Its own name and time are left out: whoever invents scores may choose those."""
+    hyperparameters = {key: float(value) for key, value in trial["hyperparameters"].items()}
+    return (
+        str(trial["lineage"].get("sweep")),
+        trial["deployment"],
+        trial["method"],
+        trial["selection"],
+        str(trial["seed"]),
+        json.dumps(hyperparameters, sort_keys=True),
+    )
+
+
+def _contests(trial: Mapping[str, Any]) -> set[tuple[str, ...]]:
+    """The sweep that a trial belongs to, and what it would share with one that was run again."""
+    lineage = trial["lineage"]
+    again = (trial["selection_fingerprint"], lineage.get("settings"), lineage.get("test"))
+    found = {("sweep", str(lineage["sweep"]))} if lineage.get("sweep") else set()
+    return found | ({("again", *map(str, again))} if all(again) else set())
 
 
 def _versions(lake: Lake, name: str, version: int) -> Iterable[Table]:

@@ -183,8 +183,8 @@ def _hints(
         hints.append("± is the standard deviation over seeds.")
     if any(cell.outdated for cell in cells):
         hints.append("† was measured on another test table, or with another metric, than the newest scores.")
-    if any(len(row.cells) < len(board.deployments) for row in board.rows):
-        hints.append("* is the mean of the deployments that the method was scored on.")
+    if any(len(row.comparable) < len(board.deployments) for row in board.rows):
+        hints.append("* is the mean of the deployments where the method has a score to compare.")
     if published:
         hints.append("Rows marked paper are published ones, and never the best; a score that is not known is a dash.")
     return hints
@@ -197,7 +197,7 @@ def _chosen_on(cells: list[Cell]) -> str:
 
 def _row(row: Row, deployments: list[str], shown: tuple[str, ...]) -> BoardRow:
     metric = next(iter(row.cells.values())).metric
-    partial = "" if len(row.cells) == len(deployments) else "*"
+    partial = "" if len(row.comparable) == len(deployments) else "*"
     means = [row.mean if each == "honest" else row.paper_style_mean for each in shown]
     return BoardRow(
         method=row.method,

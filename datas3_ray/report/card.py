@@ -149,7 +149,7 @@ class Draft:
 
 
 def draft(lake: Lake, selection: Selection, *, samples: int, seed: int) -> Draft:
-    """Read a selection's own table and find the image table it chose from, which may be gone."""
+    """Read a selection's own table and find the image table it chose from, which may be gone, or another one now."""
     lineage = selection.lineage()
     query = str(lineage.get("query") or "")
     asked = lake.table(query) if query and lake.exists(query) else None
@@ -159,7 +159,14 @@ def draft(lake: Lake, selection: Selection, *, samples: int, seed: int) -> Draft
     )
     name = str(lineage.get("table") or "")
     if name and lake.exists(name):
-        made.table = lake.table(name)
+        table = lake.table(name)
+        if selection.is_of(table):
+            made.table = table
+        else:
+            made.notes.append(
+                f"The table it chose from was deleted, and {name} is another one now, whose labels and pictures are "
+                "not shown here."
+            )
     else:
         made.notes.append(f"The table it chose from, {name or 'which is not recorded'}, is no longer in the lake.")
     return made
@@ -358,7 +365,7 @@ def _histogram_notes(found: Profile) -> list[str]:
 
 
 def _shots(drafted: Draft, album: Album, sample: pa.Table) -> list[Shot]:
-    name = str(drafted.lineage.get("table") or "")
+    name = drafted.table.name if drafted.table else ""
     ids = sample.column("id").to_pylist()
     scores = sample.column("score").to_pylist() if "score" in sample.schema.names else [None] * len(ids)
     notes = [f"score {formats.score(score)}" if score is not None else "" for score in scores]
@@ -366,7 +373,7 @@ def _shots(drafted: Draft, album: Album, sample: pa.Table) -> list[Shot]:
 
 
 def _pair_groups(drafted: Draft, album: Album, pairs: Pairs) -> list[PairGroup]:
-    name = str(drafted.lineage.get("table") or "")
+    name = drafted.table.name if drafted.table else ""
     groups = []
     for key, title, explanation in _PAIR_GROUPS:
         rows: pa.Table = getattr(pairs, key)

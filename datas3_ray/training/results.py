@@ -194,6 +194,8 @@ def _row(
         "settings": fingerprint({k: v for k, v in sweep.config.settings().items() if k != "seed"}),
         "config": sweep.config.settings(),
         "inputs": {**trained.inputs, **{table: prepared.tests[table].version for table in sweep.scored(deployment)}},
+        # Versions tell no table from one that was made under its name since; these do.
+        "contents": {table: sweep.scored_contents[table] for table in sweep.scored(deployment)},
         "test": deployment.test,
         "query": deployment.query,
         "counts": {

@@ -72,6 +72,7 @@ def _select(lake: Lake, name: str, keep: np.ndarray, minutes: int = 0, **lineage
         "within": None,
         "query": None,
         "inputs": {"pool": lake.table("pool").version},
+        "born": lake.table("pool").born,
         "counts": counts,
         "code_version": "0.1.0",
         "seconds": 1.25,

@@ -186,3 +186,18 @@ def test_a_report_has_both_scorings_and_the_papers_rows(full, trials: list[dict[
     paper.write_text(f"{head}world,north,theirs,accuracy,0.61,20,made up\n")
     run_recipe(recipe, say=said.append)
     assert "61.0" in (tmp_path / "out" / "page.html").read_text(encoding="utf-8")
+
+
+def test_a_mean_without_an_outdated_score_is_marked_as_partial(trial) -> None:
+    from datas3_ray.report.board import boards
+
+    made = [
+        trial("north", "half", 0.8, 30, test_rows=7),
+        trial("south", "half", 0.5, 30),
+        trial("north", "all", 0.7, 60, created=datetime(2026, 1, 3, tzinfo=timezone.utc)),
+        trial("south", "all", 0.6, 60),
+    ]
+    (board,) = boards(pa.Table.from_pylist(made, schema=RESULTS), scoring="both")
+    means = {row.method: [mean.text for mean in row.means] for row in board.rows}
+    assert means == {"all": ["65.0", "65.0"], "half": ["50.0*", "50.0*"]}
+    assert any(hint.startswith("* is the mean") for hint in board.hints)

@@ -284,6 +284,21 @@ def test_labels_are_those_of_the_version_that_was_read(
     assert ">zebra</th>" in card and ">renamed</th>" not in card
 
 
+def test_nothing_is_shown_of_a_table_that_took_the_name_of_the_one_it_chose_from(
+    pool: Lake, tmp_path: Path, image_rows: Callable[..., pa.Table], select: Callable[..., None]
+) -> None:
+    import shutil
+
+    select(pool, "old", np.arange(ROWS) % 2 == 0, minutes=1)
+    shutil.rmtree(Path(pool.uri) / "pool.lance")
+    pool.write("pool", image_rows(tmp_path / "more", label=lambda i: "other"), kind="image")
+    select(pool, "new", np.arange(ROWS) % 2 == 0, minutes=2)
+    text = page(pool, tmp_path)
+    old, new = card_of(text, "old"), card_of(text, "new")
+    assert "was deleted, and pool is another one now" in Dom(old).text
+    assert "was deleted" not in Dom(new).text and ">other</th>" in new and ">other</th>" not in old
+
+
 def test_lineage_that_disagrees_with_the_rows_is_pointed_out(
     pool: Lake, tmp_path: Path, select: Callable[..., None]
 ) -> None:
