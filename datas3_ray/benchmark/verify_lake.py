@@ -35,7 +35,7 @@ def same_tables(submission: Submission, lake: Lake) -> str:
 
 
 def eligible(submission: Submission, lake: Lake) -> str:
-    """Every id is a row of its pool, and of no split, test or query table."""
+    """Every id is a row of its pool, and of no split of it, nor of a test or query table of its deployments."""
     from datas3_ray.lake.splits import splits_of
 
     manifest = submission.manifest
@@ -47,7 +47,9 @@ def eligible(submission: Submission, lake: Lake) -> str:
         strange = _absent(lake.image_table(pool), wanted)
         if strange:
             raise Fault(f"selection '{name}': {len(strange):,} ids are not in table '{pool}', {strange[0]!r} for one")
-        scored = {table for one in manifest.deployments.values() for table in (one.test, one.query) if table}
+        # Query tables of two deployments may share rows, and one of them may be the pool of a selection for its own.
+        uses = [manifest.deployments[trial["deployment"]] for trial in submission.of(name)]
+        scored = {table for one in uses for table in (one.test, one.query) if table}
         for table in sorted(scored | {split.name for split in splits_of(lake, pool)} - {pool}):
             if lake.exists(table) and table != pool:
                 held = len(wanted) - len(_absent(lake.image_table(table), wanted))

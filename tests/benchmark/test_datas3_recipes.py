@@ -13,6 +13,8 @@ import pytest
 from datas3_ray import Lake
 from datas3_ray.benchmark.deployments import find_deployment, names
 from datas3_ray.benchmark.leaderboard import leaderboard
+from datas3_ray.benchmark.submission import pack
+from datas3_ray.benchmark.verify import verify
 from datas3_ray.recipe import load_recipe, run_recipe
 
 RECIPES = Path(__file__).resolve().parents[2] / "pipelines" / "datas3"
@@ -133,6 +135,10 @@ def check(lake: Lake, dataset: str, few: list[str], models: list[str]) -> None:
             deployment = find_deployment(f"{dataset}/{name}")
             assert cell["metric"] == deployment.metric and cell["test_rows"] > 0, (row["method"], name)
     assert set(lake.results().column("status").to_pylist()) == {"done"}
+    file = Path(lake.uri).parent / "submission.zip"
+    for method in sorted({row["method"] for row in found}):
+        pack(lake, method, file)
+        assert {each.line() for each in verify(file, lake) if each.holds is False} == set(), method
 
 
 @pytest.mark.parametrize("dataset", ["iwildcam", "geode", "auto_arborist", "nuscenes", "fish_detection"])
