@@ -259,6 +259,15 @@ class SweepStep(Step):
             names += [*self.named_selections(deployment).values(), spec.test, *([spec.query] if spec.query else [])]
         return list(dict.fromkeys(names))
 
+    def stale(self, context: Context, changed: Names) -> Names:
+        """As any step's, but for query tables that no trial is scored on."""
+        from datas3_ray.training.results import scored_tables
+
+        config, asked = self.configured(), self._deployments().values()
+        scored = {table for one in asked for table in scored_tables(config, one)}
+        read = scored.union(*(one.selections.values() for one in asked))
+        return super().stale(context, changed) & {*read, *map(scores_of, scored)}
+
     def plan(self, context: Context) -> str:
         """How much there is to train, unless the same sweep is in the results."""
         from datas3_ray.training.sweep import sweep_is_done

@@ -64,10 +64,6 @@ class IngestStep(Step):
         """The folders that its source may read."""
         return {files_in(folder) for text in _texts(self.config.source) for folder in _folders(text)}
 
-    def stale(self, context: Context, changed: Names) -> Names:
-        """Files that are drawn anew under the same names are only taken with ``replace``."""
-        return changed & self.mentions() if self._config(context).replace else set()
-
     def plan(self, context: Context) -> str:
         """How many shards are missing, and what a run that was cut short left to be committed."""
         plan = plan_ingest(context.lake, self.name, self._config(context))

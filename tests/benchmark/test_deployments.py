@@ -224,12 +224,20 @@ def test_steps_make_tables_and_experts_of_a_file_of_ones_own(lake, make_pool, ow
 def test_a_plan_follows_each_of_a_deployments_tables(lake, make_pool, own_file) -> None:
     """The selections of the table are stale in any case; a sweep's model is tested anew only on another test table."""
     world(lake, make_pool, "pool", 0)
+    world(lake, make_pool, "train", 1)
+    probe: dict[str, Any] = {
+        "config": {"model": "vit_linear_probe", "grid": {"lr": [0.01], "batch_size": [32]}, "epochs": 1},
+        "selections": ["elsewhere"],
+        "deployments": {"here": {"query": "here-query", "test": "here-test"}},
+    }
     place: dict[str, Any] = {"of": "mine/here", "from": "pool", "file": own_file}
     steps: list[dict[str, Any]] = [
         {"name": "here", "deployment": place},
         {"name": "some", "select": {"from": "pool", "random": {"size": 9}}},
         {"name": "tests", "select": {"from": "here-test", "random": {"size": 9}}},
         {"name": "queries", "select": {"from": "here-query", "random": {"size": 9}}},
+        {"name": "elsewhere", "select": {"from": "train", "random": {"size": 60}}},
+        {"name": "probe", "sweep": probe},
     ]
 
     def ran() -> list[bool]:
@@ -240,12 +248,16 @@ def test_a_plan_follows_each_of_a_deployments_tables(lake, make_pool, own_file) 
         assert [" up to date" not in line for line in plan] == done, plan
         return done
 
-    assert ran() == [True, True, True, True]
-    assert ran() == [False, False, False, False]
+    assert ran() == [True, True, True, True, True, True]
+    assert not any(ran())
     place["set"] = {"query.rows": 20}
-    assert ran() == [True, True, False, True]
+    assert ran() == [True, True, False, True, False, False]
+    probe["config"]["validation_on"] = "query"
+    assert ran() == [False, False, False, False, False, True]
+    place["set"]["query.rows"] = 30
+    assert ran() == [True, True, False, True, False, True]
     place["set"]["test.share"] = [0.6, 1.0]
-    assert ran() == [True, True, True, True]
+    assert ran() == [True, True, True, True, False, True]
 
 
 def test_two_steps_that_make_one_table_are_told(tmp_path: Path) -> None:
