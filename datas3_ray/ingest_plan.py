@@ -119,10 +119,26 @@ def plan_ingest(lake: Lake, name: str, config: IngestConfig) -> Plan:
         found = sort_shards(source, lake, ledger, config.replace)
     stores_bytes = _stores_bytes(config, source)
     identity = _identity(config, source, encoders, stores_bytes)
+    if config.store == "auto" and ledger.has_config(other := _identity(config, source, encoders, not stores_bytes)):
+        stores_bytes, identity = not stores_bytes, other  # as the table has it: compressed shards may come later
     ledger.check_config(identity)
+    identity = f"{identity}{_mapping(source)}"
+    ledger.check_mapping(identity)
     if lake.exists(name) and not lake.exists(ledger.name):
         raise UsageError(f"table '{name}' was not made by an ingest and cannot take shards; choose another name.")
     return Plan(name, source, encoders, config, identity, stores_bytes, *found)
+
+
+def _mapping(source: Source) -> str:
+    """Behind the identity: which source this is, and from where its columns come.
+
+    Sources of other kinds or prefixes may have other records, and so other mappings to the same columns.
+    """
+    columns = source.columns
+    mapped = [(column.name, column.source.replace("row.", "json.", 1)) for column in columns.mapped]
+    template = columns.template.text if columns.template else None
+    kind = fingerprint([source.name, getattr(source, "id_prefix", "")])
+    return f"/{kind}/{fingerprint([sorted(mapped), sorted(columns.dropped), template])}"
 
 
 def _check_whole(lake: Lake, name: str, ledger: Ledger) -> None:

@@ -21,6 +21,7 @@ FLOORS = {
     "sampling": 3,
     "clustering": 3,
     "cells": 4,
+    "ingest_shards": 4,
     "ingest_plan": 4,
     "ingest_output": 4,
     "ingest_worker": 4,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -211,3 +212,47 @@ def test_names_that_are_not_utf8_cost_no_neighbour(lake, tmp_path) -> None:
     os.rename(tmp_path / "tars" / "00000.tar", os.fsencode(tmp_path / "tars") + b"/\xff.tar")
     with pytest.raises(UsageError, match="is not UTF-8"):
         ingest(lake, "tars", config({"webdataset": str(tmp_path / "tars" / "*.tar")}), progress=False)
+
+
+def test_columns_mapped_otherwise_are_refused_and_tables_of_before_are_not(lake, tmp_path) -> None:
+    rows = [("a", jpeg(1), {"one": "x", "two": "y"})]
+    write_shard(tmp_path / "data" / "0.tar", rows)
+    source = {"webdataset": str(tmp_path / "data" / "*.tar"), "columns": {"kind": "json.one"}}
+    other = {**source, "columns": {"kind": "json.two"}}
+    ingest(lake, "pool", config(source), progress=False)
+    before = lake.table("pool").version
+    write_shard(tmp_path / "data" / "1.tar", rows)
+    with pytest.raises(UsageError, match="'pool' was ingested with columns that are mapped otherwise"):
+        ingest(lake, "pool", config(other), progress=False)
+    assert lake.table("pool").version == before
+    same = {**source, "columns": {"kind": "row.one"}}
+    assert ingest(lake, "pool", config(same), progress=False).skipped == 1
+    write_shard(tmp_path / "more" / "0.tar", rows)
+    elsewhere = {**other, "webdataset": str(tmp_path / "more" / "0.tar"), "id_prefix": "other"}
+    assert ingest(lake, "pool", config(elsewhere), progress=False).rows == 1, "another data set has its own records"
+
+    ledger = lake.table("pool.ledger")
+    configs = set(ledger.to_arrow(["config"])["config"].to_pylist())
+    (identity,) = {text.partition("/")[0] for text in configs}
+    assert len(configs) == 2
+    ledger.dataset.update({"config": f"'{identity}'"})  # what the ledger of an earlier version has
+    write_shard(tmp_path / "data" / "2.tar", rows)
+    assert ingest(lake, "pool", config(other), progress=False).rows == 1
+    with pytest.raises(UsageError, match="mapped otherwise"):
+        ingest(lake, "pool", config(source), progress=False)
+    with pytest.raises(UsageError, match="with other encoders or columns"):
+        ingest(lake, "pool", config({**source, "columns": {}}), progress=False)
+
+
+def test_a_table_keeps_its_way_of_storing_when_compressed_shards_come(lake, tmp_path) -> None:
+    pattern = make_shards(tmp_path / "data", shards=2, rows=1)
+    source = {"webdataset": pattern.replace("*.tar", "*")}
+    later = tmp_path / "data" / "00001.tar"
+    data = later.read_bytes()
+    later.unlink()
+    ingest(lake, "pool", config(source), progress=False)
+    later.with_suffix(".tgz").write_bytes(gzip.compress(data))
+    assert ingest(lake, "pool", config(source), progress=False).rows == 1
+    assert "image" not in lake.table("pool").schema.names
+    ingest(lake, "new", config(source), progress=False)
+    assert lake.table("new").to_arrow(["image"])["image"].null_count == 0

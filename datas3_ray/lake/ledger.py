@@ -103,12 +103,32 @@ class Ledger:
 
     def check_config(self, config: str) -> None:
         """Raise a UsageError when the table was ingested with other encoders or columns."""
-        others = set(self.rows(["config"]).column("config").to_pylist()) - {config}
+        others = {text.partition("/")[0] for text in self._configs()} - {config}
         if others:
             raise UsageError(
                 f"table '{self.table}' was ingested with other encoders or columns than these; "
                 "ingest into a table of another name, or drop this one first."
             )
+
+    def has_config(self, config: str) -> bool:
+        """Whether shards were ingested with these encoders and columns."""
+        return any(text.partition("/")[0] == config for text in self._configs())
+
+    def check_mapping(self, config: str) -> None:
+        """Raise a UsageError when this source's columns came from other places; ``config`` ends with /source/mapping.
+
+        Shards of earlier versions have no such end, and fit any mapping.
+        """
+        source = config.rpartition("/")[0]
+        others = {text for text in self._configs() if text.rpartition("/")[0] == source} - {config}
+        if others:
+            raise UsageError(
+                f"table '{self.table}' was ingested with columns that are mapped otherwise than these; ingest into a "
+                "table of another name, drop this one first, or give another data set an `id_prefix:` of its own."
+            )
+
+    def _configs(self) -> set[str]:
+        return set(self.rows(["config"]).column("config").to_pylist())
 
     def commit(
         self,
