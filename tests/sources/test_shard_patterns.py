@@ -128,15 +128,20 @@ def test_shards_compressed_with_other_than_gzip_are_refused(tmp_path: Path, endi
 @pytest.mark.parametrize(
     ("pattern", "ranged"),
     [
-        ("{0..9}.tar", True),
+        ("{0..2}.tar", True),
         ("*.tar.gz", False),
         ("x.TGZ", False),
-        ("{a.tar,b.tgz}", False),
-        (["a.tar", "b.tar.gz"], False),
-        ("s3://bucket/a.tar", True),
+        ("{0.tar,x.TGZ}", False),
+        (["0.tar", "b.tar.gz"], False),
+        ("*", False),
     ],
 )
-def test_only_uncompressed_shards_have_byte_ranges(pattern: str | list[str], ranged: bool) -> None:
+def test_only_uncompressed_shards_have_byte_ranges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str | list[str], ranged: bool
+) -> None:
+    for name in ("0.tar", "1.tar", "2.tar", "b.tar.gz", "x.TGZ"):
+        (tmp_path / name).write_bytes(tar())
+    monkeypatch.chdir(tmp_path)
     assert parse_source({"webdataset": pattern}).ranged is ranged
 
 
