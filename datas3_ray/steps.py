@@ -182,8 +182,8 @@ class SelectStep(Step):
 
     def reads(self) -> list[str]:
         """The pool, the parent selection, the query, and the selections that the method itself reads."""
-        own: list[str] = getattr(self.selector, "read_selections", list)()
-        return [name for name in (self.source, self.within, self.query, *own) if name]
+        named = (self.source, self.within, self.query, *self.selector.read_selections())
+        return [name for name in named if name]
 
     def stale(self, context: Context, changed: Names) -> Names:
         """As any step's; it also follows the pool's splits."""

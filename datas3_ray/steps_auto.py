@@ -116,9 +116,7 @@ class AutoStep(Step):
         return fingerprint({"asked": asked, "code": __version__, "tables": tables})
 
     def _read_by_candidates(self) -> list[str]:
-        named: list[list[str]] = [
-            getattr(selector, "read_selections", list)() for selector in self.configured().selectors().values()
-        ]
+        named: list[list[str]] = [selector.read_selections() for selector in self.configured().selectors().values()]
         return list(dict.fromkeys(name for names in named for name in names))
 
     def configured(self) -> Any:

@@ -18,8 +18,7 @@ from datas3_ray.lake.aligned import write_aligned
 from datas3_ray.lake.lake import check_name
 from datas3_ray.lake.schemas import fingerprint
 from datas3_ray.lake.splits import content_marks, held_out_ids, splits_of
-from datas3_ray.lake.storage import open_dataset
-from datas3_ray.lake.view import Fragment, View, Within, aligned_part
+from datas3_ray.lake.view import Fragment, View, Within, rows_with
 from datas3_ray.runtime import ensure_ray
 
 if TYPE_CHECKING:
@@ -209,14 +208,7 @@ def _combined(fragment: Fragment, operation: str, sources: list[Within]) -> pa.T
 
 
 def _look_up(fragment: Fragment, source: Within, ids: pa.Array) -> _Rows:
-    dataset = open_dataset(source.uri, source.version, fragment.options)
-    columns = ["id", "keep", "score"]
-    if source.parts is not None:
-        rows = aligned_part(dataset, source.parts.get(fragment.fragment, []), columns)
-    else:  # the pool was compacted since: the rows may be anywhere in the selection
-        batches = dataset.scanner(columns=columns).to_batches()
-        mine = [batch.filter(pc.is_in(batch.column("id"), value_set=ids)) for batch in batches]
-        rows = pa.Table.from_batches(mine, schema=pa.schema([dataset.schema.field(name) for name in columns]))
+    rows = rows_with(fragment, source, ids, ["id", "keep", "score"])
     place = pc.index_in(ids, value_set=rows.column("id").combine_chunks()).fill_null(-1).to_numpy()
     there = place >= 0
     keep = np.zeros(len(ids), bool)

@@ -16,8 +16,7 @@ from datas3_ray.lake.aligned import aligned_refs, write_aligned
 from datas3_ray.lake.cut import apply_cut, find_cut
 from datas3_ray.lake.schemas import fingerprint
 from datas3_ray.lake.splits import content_marks, held_out_ids, splits_of
-from datas3_ray.lake.storage import open_dataset
-from datas3_ray.lake.view import Fragment, View, Within, aligned_part
+from datas3_ray.lake.view import Fragment, View, Within, rows_with
 from datas3_ray.runtime import ensure_ray
 
 if TYPE_CHECKING:
@@ -26,13 +25,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Rows:
-    """The rows to choose from, aligned to fragments of the pool, and what of them goes into the lineage.
+    """The rows to choose from, and what of them goes into the lineage.
 
+    ``aligned`` are the pool's fragment ids and a part for each, None where all rows of the selection are still there.
     ``marks`` tell these rows from those that the selection was made of; there are none where they are the same.
     """
 
-    fragment_ids: list[int]
-    parts: list[Any]
+    aligned: tuple[list[int], list[Any]] | None
     counts: dict[str, int]
     inputs: dict[str, int]
     marks: dict[str, int | str]
@@ -63,9 +62,8 @@ def resize(selection: Selection, size: int | float | str, name: str | None) -> S
             f"selection '{name}' exists and is not '{selection.name}' at {count} rows; choose another name."
         )
     ensure_ray()
-    if not rows.parts:
-        rows.fragment_ids, rows.parts = aligned_refs(selection.table)
-    cut = find_cut(rows.parts, min(count, eligible))
+    fragment_ids, parts = rows.aligned or aligned_refs(selection.table)
+    cut = find_cut(parts, min(count, eligible))
 
     def new_lineage(tallies: list[dict[str, int]]) -> dict[str, Any]:
         kept = sum(tally["kept"] for tally in tallies)
@@ -89,9 +87,9 @@ def resize(selection: Selection, size: int | float | str, name: str | None) -> S
     write_aligned(
         selection.lake,
         name,
-        rows.parts,
+        parts,
         kind="selection",
-        fragment_ids=rows.fragment_ids,
+        fragment_ids=fragment_ids,
         lineage=new_lineage,
         make=_recut,
         args=(cut,),
@@ -110,7 +108,7 @@ def checked_size(size: Any) -> int | float:
 def _rows(selection: Selection) -> _Rows:
     """All rows of the selection; without those that were deleted or set aside by a split since it was made."""
     lineage, lake = selection.lineage(), selection.lake
-    same = _Rows([], [], lineage["counts"], {}, {}, lineage.get("born"))
+    same = _Rows(None, lineage["counts"], {}, {}, lineage.get("born"))
     if not lake.exists(lineage["table"]):
         return same
     pool = lake.image_table(lineage["table"])
@@ -124,18 +122,13 @@ def _rows(selection: Selection) -> _Rows:
     counts = mapped.counts()
     inputs = {table.name: table.version for table in tables}
     known = {**vars(counts), "eligible": counts.eligible}
-    return _Rows(view.fragment_ids, mapped.parts, known, inputs, now, pool.born)
+    return _Rows((view.fragment_ids, mapped.parts), known, inputs, now, pool.born)
 
 
 def _still_there(fragment: Fragment, source: Within) -> pa.Table:
     """The selection's rows of those that a fragment has now, in its order."""
-    ids, dataset = fragment.ids(), open_dataset(source.uri, source.version, fragment.options)
-    if source.parts is not None:
-        rows = aligned_part(dataset, source.parts.get(fragment.fragment, []), None)
-    else:  # the rows may be anywhere in the selection
-        batches = dataset.scanner().to_batches()
-        mine = [batch.filter(pc.is_in(batch.column("id"), value_set=ids)) for batch in batches]
-        rows = pa.Table.from_batches(mine, schema=dataset.schema)
+    ids = fragment.ids()
+    rows = rows_with(fragment, source, ids)
     place = pc.index_in(ids, value_set=rows.column("id").combine_chunks())
     fragment.counts.outside += place.null_count
     return rows.take(place.drop_null())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -33,7 +34,7 @@ class Table:
         """The version this handle reads."""
         return int(self.dataset.version)
 
-    @property
+    @cached_property
     def content_version(self) -> int:
         """The newest version in which a row or a value changed: what came after only moved rows or added columns.
 

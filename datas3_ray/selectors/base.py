@@ -106,6 +106,10 @@ class Selector(BaseModel):
         """Score (or decide) the eligible rows; implemented by each method."""
         raise NotImplementedError
 
+    def read_selections(self) -> list[str]:
+        """Names of the selections that the method itself reads: what changes one of them makes this one stale."""
+        return []
+
     def check(self, lake: Lake, table: Table, query: Table | None) -> None:
         """Raise a UsageError for what can be seen to be wrong before work starts; extended by methods."""
         column = self.vector()
@@ -171,12 +175,6 @@ class Selector(BaseModel):
         travels(type(self))
         view = View(pool, self.vector(), parent.within(pool) if parent is not None else None, held_out_ids(made.splits))
         outcome = self.choose(Inputs(lake, pool, view, made.query, parent, made.splits))
-        counts = outcome.mapped.counts()
-        if counts.invalid and not counts.eligible:
-            raise UsageError(
-                f"{self.method}: of the {counts.invalid} rows of table '{table}' to choose from, none has a usable "
-                "value in the columns that it reads."
-            )
         return _save(lake, name, view, outcome, {**made.identity, "fingerprint": mark}, started)
 
     def is_current(
@@ -237,6 +235,11 @@ class Selector(BaseModel):
 def _save(lake: Lake, name: str, view: View, outcome: Outcome, identity: dict[str, Any], started: float) -> Selection:
     parts = outcome.mapped.parts
     counts = outcome.mapped.counts()
+    if counts.invalid and not counts.eligible:
+        raise UsageError(
+            f"{identity['method']}: of the {counts.invalid} rows of table '{identity['table']}' to choose from, none "
+            "has a usable value in the columns that it reads."
+        )
     cut = None
     size = outcome.asked
     if outcome.size is not None:

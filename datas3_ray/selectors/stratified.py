@@ -88,7 +88,7 @@ class Stratified(Selector):
             raise UsageError(f"selection '{self.selection}' was made from table '{of}', not from '{table.name}'.")
 
     def read_selections(self) -> list[str]:
-        """The selection whose scores are used: what changes it makes this one stale."""
+        """The selection whose scores are used."""
         return [self.selection] if self.selection is not None else []
 
     def is_current(self, lake: Lake, table: str, name: str, **arguments: Any) -> bool:

@@ -91,6 +91,12 @@ def test_another_size_has_no_rows_that_were_set_aside_or_deleted_since(pool, mak
     assert chosen(Random(size=1.0).select(pool, "pool", within="three")) == {"r6", "r5", "r4"}
 
 
+def test_another_size_of_a_pool_without_any_row_left(pool) -> None:
+    ranking = ImportScore(score_column="w", size=5).select(pool, "pool", name="ranking")
+    pool.table("pool").dataset.delete("id is not null")
+    assert ranking.resize(3).to_arrow().num_rows == 0
+
+
 def test_sizes_of_another_cut_are_those_of_selectors(pool) -> None:
     ranking = ImportScore(score_column="w", size=5).select(pool, "pool", name="ranking")
     assert len(ranking.resize("25%")) == 3
