@@ -101,8 +101,9 @@ class Update(SemDeDup):
         assigned = added.map(_assigned, centroids, order, resources=matrix_task(), returns=2)
         new_rows = remote(_new_rows).options(num_returns=2)
         new, count = new_rows.remote(centroids, *(rows for _, rows in assigned.parts))
-        among = remote(_among_new).options(**matrix_task()).remote(new)
         compared = _compared(kept, old, new, order, eps)
+        # Asked for last: the fragments that all others wait for come first.
+        among = remote(_among_new).options(**matrix_task()).remote(new)
         ties = gather(tied for _, _, tied in compared.parts)
         if any(tied is None for tied in ties):
             return None
