@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from datas3_ray.errors import Datas3Error
+from datas3_ray.ingest_ids import repeated_rows
 from datas3_ray.ingest_plan import IngestConfig, Plan, parse_config, plan_ingest
 from datas3_ray.lake.lease import Lease
 from datas3_ray.lake.ledger import Ledger, ShardEntry, quarantine_name
@@ -193,7 +194,8 @@ def _stream(lake: Lake, plan: Plan) -> Iterator[dict[str, Any]]:
         "stores_bytes": plan.stores_bytes,
         "threads": threads,
     }
-    items = [{"shard": json.dumps(asdict(shard))} for shard in plan.todo]
+    repeated = repeated_rows(lake, plan)
+    items = [{"shard": json.dumps(asdict(shard)), "repeated": repeated.get(shard.uri, b"")} for shard in plan.todo]
     stream = ray.data.from_items(items, override_num_blocks=min(len(items), 4096)).map_batches(
         _Actor,
         batch_size=1,
@@ -225,7 +227,8 @@ class _Actor:
         self.worker = ShardWorker(**worker)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        results = [self.worker.work(_shard(text)) for text in batch.column("shard").to_pylist()]
+        given = zip(batch.column("shard").to_pylist(), batch.column("repeated").to_pylist(), strict=True)
+        results = [self.worker.work(_shard(text), repeated) for text, repeated in given]
         return pa.table({"result": [json.dumps(result) for result in results]})
 
 

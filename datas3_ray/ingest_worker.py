@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from datas3_ray.encoders import EncoderConfig
 from datas3_ray.encoders.bank import EncoderBank, Inputs, broken
+from datas3_ray.ingest_ids import marked
 from datas3_ray.ingest_output import ShardOutput, ShardUnread, StopAtReject, Target
 from datas3_ray.lake.schemas import IMAGE_FIELDS, vector_columns, vector_field, with_kind
 from datas3_ray.retry import DELAYS
@@ -67,8 +68,8 @@ class ShardWorker:
             fields += self.source.vector_fields()
         return with_kind(pa.schema(fields), "image")
 
-    def work(self, shard: Shard) -> dict[str, Any]:
-        """Everything the driver needs to commit this shard.
+    def work(self, shard: Shard, repeated: bytes = b"") -> dict[str, Any]:
+        """Everything the driver needs to commit this shard; ``repeated`` is what ``repeated_rows`` says of it.
 
         ``error`` is set where a reject must end the run, ``unread`` where the shard could not be read: nothing of it
         is to be committed then.
@@ -77,7 +78,7 @@ class ShardWorker:
             output = ShardOutput(shard, self.schema, self.target, self.config.on_error == "fail")
             try:
                 if isinstance(self.source, VectorSource):
-                    output.add_batches(self._vector_batches(self.source, shard, output))
+                    output.add_batches(self._vector_batches(self.source, shard, repeated, output))
                 else:
                     self._encode_shard(shard, output)
                 entry = output.finish()
@@ -152,24 +153,21 @@ class ShardWorker:
                 row = item.row
                 output.add_reject(Reject(row["uri"], row["offset"], "nan_vector", error, row["id"], row["id"]))
 
-    def _vector_batches(self, source: VectorSource, shard: Shard, output: ShardOutput) -> Iterator[pa.RecordBatch]:
+    def _vector_batches(
+        self, source: VectorSource, shard: Shard, repeated: bytes, output: ShardOutput
+    ) -> Iterator[pa.RecordBatch]:
         """Ready vectors as batches of the table's schema, without the rows that cannot be in it."""
-        seen = _Seen()
-        start = 0
+        seen = _Seen(repeated)
         for rows in source.read_rows(shard):
             if isinstance(rows, Reject):
                 output.add_reject(rows)
-                start += bool(rows.key)  # one row of the shard, not its end
-                continue
-            offsets = pa.array(np.arange(start, start + rows.num_rows))
-            start += rows.num_rows
-            good = _sound(rows, offsets, shard, seen, output)
-            yield from self._completed(good, shard).to_batches()
+            else:
+                yield from self._completed(_sound(rows, shard, seen, output), shard).to_batches()
 
     def _completed(self, rows: pa.Table, shard: Shard) -> pa.Table:
         arrays = []
         for column in self.schema:
-            if column.name in rows.schema.names:
+            if column.name in rows.schema.names and column.name != "offset":  # where an image's bytes are
                 arrays.append(rows.column(column.name).cast(column.type))
             elif column.name == "uri":
                 arrays.append(pa.repeat(pa.scalar(shard.uri), rows.num_rows))
@@ -179,13 +177,14 @@ class ShardWorker:
 
 
 class _Seen:
-    """Ids of a shard so far; which ones of the next rows came before."""
+    """Ids of a shard so far; which of the next rows have an id that came before, here or elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, elsewhere: bytes) -> None:
         self.ids: set[str] = set()
+        self.elsewhere = elsewhere
 
-    def repeated(self, ids: pa.ChunkedArray) -> np.ndarray:
-        names = ids.to_pylist()
+    def repeated(self, rows: pa.Table) -> np.ndarray:
+        names = rows.column("id").to_pylist()
         before = len(self.ids)
         repeated = np.zeros(len(names), bool)
         fresh = set(names)
@@ -196,35 +195,27 @@ class _Seen:
         else:
             self.ids |= fresh
         assert len(self.ids) - before == len(names) - int(repeated.sum())
-        return repeated
+        return repeated | marked(self.elsewhere, rows.column("offset").to_numpy())
 
 
-def _sound(rows: pa.Table, offsets: pa.Array, shard: Shard, seen: _Seen, output: ShardOutput) -> pa.Table:
+def _sound(rows: pa.Table, shard: Shard, seen: _Seen, output: ShardOutput) -> pa.Table:
     """The rows with an id of their own and finite vectors; the others become rejects."""
-    ids = rows.column("id")
-    missing = pc.is_null(ids).to_numpy()
-    if missing.any():
-        for offset in offsets.filter(pa.array(missing)).to_pylist():
-            output.add_reject(Reject(shard.uri, offset, "no_id", f"row {offset} has no id", ""))
-        rows, offsets = rows.filter(pa.array(~missing)), offsets.filter(pa.array(~missing))
-    repeated = seen.repeated(rows.column("id"))
-    bad = repeated.copy()
-    for position in np.flatnonzero(repeated):
-        name, offset = rows.column("id")[int(position)].as_py(), offsets[int(position)].as_py()
-        output.add_reject(Reject(shard.uri, offset, "duplicate_id", f"the id '{name}' came before", name))
+
+    def set_aside(bad: np.ndarray, reason: str, error: str) -> pa.Table:
+        for row in rows.select(["id", "offset"]).filter(pa.array(bad)).to_pylist():
+            text = error.format(**row)
+            output.add_reject(Reject(shard.uri, row["offset"], reason, text, row["id"] or ""))
+        return rows.filter(pa.array(~bad)) if bad.any() else rows
+
+    rows = set_aside(pc.is_null(rows.column("id")).to_numpy(), "no_id", "row {offset} has no id")
+    rows = set_aside(seen.repeated(rows), "duplicate_id", "the id '{id}' came before")
     for column in vector_columns(rows.schema):
-        absent = pc.is_null(rows.column(column)).to_numpy() & ~bad
-        for position in np.flatnonzero(absent):
-            name, offset = rows.column("id")[int(position)].as_py(), offsets[int(position)].as_py()
-            output.add_reject(Reject(shard.uri, offset, "no_vector", f"the vector '{column}' is missing", name))
-        bad |= absent
-        broken_rows = _not_finite(rows.column(column)) & ~bad
-        for position in np.flatnonzero(broken_rows):
-            name, offset = rows.column("id")[int(position)].as_py(), offsets[int(position)].as_py()
-            error = f"the vector '{column}' has NaN or infinite values"
-            output.add_reject(Reject(shard.uri, offset, "nan_vector", error, name))
-        bad |= broken_rows
-    return rows.filter(pa.array(~bad)) if bad.any() else rows
+        absent = pc.is_null(rows.column(column)).to_numpy()
+        rows = set_aside(absent, "no_vector", f"the vector '{column}' is missing")
+        rows = set_aside(
+            _not_finite(rows.column(column)), "nan_vector", f"the vector '{column}' has NaN or infinite values"
+        )
+    return rows
 
 
 def _not_finite(column: pa.ChunkedArray) -> np.ndarray:

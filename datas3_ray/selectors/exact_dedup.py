@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from datas3_ray.errors import UsageError
+from datas3_ray.exchange import exchange
 from datas3_ray.lake.schemas import matrix
 from datas3_ray.lake.view import Fragment, usable
 from datas3_ray.runtime import remote
 from datas3_ray.selectors.base import Inputs, Outcome, Selector
 from datas3_ray.selectors.duplicates import Preference, first_of_each, keep_column
-from datas3_ray.selectors.exchange import exchange
 
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake, Table

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from datas3_ray.errors import UsageError
+from datas3_ray.exchange import exchange, reduce_buckets
 from datas3_ray.kernels.hamming import MAX_RADIUS, band_values, leaders, linked, merge_links
 from datas3_ray.kernels.phash import hamming
 from datas3_ray.kernels.ranking import rank_words
@@ -17,7 +18,6 @@ from datas3_ray.lake.view import Fragment
 from datas3_ray.runtime import gather, remote
 from datas3_ray.selectors.base import Inputs, Outcome, Selector
 from datas3_ray.selectors.duplicates import Preference, first_of_each, keep_column
-from datas3_ray.selectors.exchange import exchange, reduce_buckets
 
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake, Table

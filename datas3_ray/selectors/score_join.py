@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datas3_ray.errors import UsageError
+from datas3_ray.exchange import exchange
 from datas3_ray.kernels.hashing import hash64, id_words
 from datas3_ray.lake.aligned import aligned_refs
 from datas3_ray.lake.selection import Selection
@@ -16,7 +17,6 @@ from datas3_ray.lake.storage import open_dataset
 from datas3_ray.lake.view import Counts, Fragment, Mapped, Within, aligned_part
 from datas3_ray.runtime import gather, remote
 from datas3_ray.selectors.base import Inputs
-from datas3_ray.selectors.exchange import exchange
 from datas3_ray.selectors.scores import joined, numbers
 
 

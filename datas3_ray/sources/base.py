@@ -238,10 +238,18 @@ class VectorSource(Source):
 
     @abstractmethod
     def read_rows(self, shard: Shard) -> Iterator[pa.Table | Reject]:
-        """Tables of ``id``, the columns' fields and the vector columns, of bounded size, in the shard's order.
+        """Tables of ``id``, ``offset``, the columns' fields and the vectors, of bounded size, in the shard's order.
 
-        Vectors may hold NaN and ids may repeat: the ingest sets those rows aside. A Reject stands for a shard, or the
-        rest of one, that cannot be read.
+        ``offset`` is a row's number in its shard. Vectors may hold NaN and ids may repeat: the ingest sets those rows
+        aside. A Reject with a key stands for a row, another for a shard, or the rest of one, that cannot be read.
+        """
+
+    @abstractmethod
+    def read_ids(self, shard: Shard) -> Iterator[pa.Array]:
+        """The ids of all rows of :meth:`read_rows`, and of those it rejects, in the shard's order, without vectors.
+
+        Nothing where the ids begin with the shard's prefix, so that no other shard can have them, and nothing more
+        where the shard cannot be read.
         """
 
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:

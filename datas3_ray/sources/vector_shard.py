@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from itertools import repeat
 
 import numpy as np
 import pyarrow as pa
@@ -51,8 +50,9 @@ class ShardSpec:
 
 @dataclass
 class Batch:
-    """Rows of a shard; those in ``bad`` are not in the table."""
+    """Rows of a shard from its row ``first`` on; those in ``bad`` are not in the table."""
 
+    first: int
     ids: pa.Array
     columns: dict[str, pa.Array]
     vectors: dict[str, pa.Array]
@@ -60,9 +60,10 @@ class Batch:
     bad: BadRows = field(default_factory=dict)
 
     def table(self) -> pa.Table:
-        """The good rows."""
-        fields = [pa.field("id", pa.string()), *self.fields]
-        arrays = [self.ids, *(self.columns[field.name] for field in self.fields), *self.vectors.values()]
+        """The good rows; ``offset`` is a row's number in the shard."""
+        fields = [pa.field("id", pa.string()), pa.field("offset", pa.int64()), *self.fields]
+        offsets = pa.array(np.arange(self.first, self.first + len(self.ids)))
+        arrays = [self.ids, offsets, *(self.columns[field.name] for field in self.fields), *self.vectors.values()]
         fields += [pa.field(name, array.type) for name, array in self.vectors.items()]
         table = pa.Table.from_arrays(arrays, schema=pa.schema(fields))
         if self.bad:
@@ -229,12 +230,22 @@ class ShardReader:
         hint = did_you_mean(name, known)
         return TableError("not_a_table", f"{message}.{hint}" if hint else message)
 
+    @property
+    def has_ids(self) -> bool:
+        """Whether the ids are the rows' own; they are made of the shard's prefix and the rows' numbers else."""
+        return self._ids is not None or self._id is not None
+
+    def ids(self, rows: int) -> Iterator[pa.Array]:
+        """The ids of all rows, at most ``rows`` at a time; nothing else is read."""
+        for table, first, count in self._tables(rows, [self._id] if self._id else []):
+            yield self._ids_of(table, first, count)
+
     def batches(self, rows: int) -> Iterator[Batch]:
         """All rows, at most ``rows`` at a time."""
-        first = 0
         streams = {column: self._arrays[column.there].blocks(rows, self._spec.options) for column in self._in_arrays()}
-        for table in self._tables(rows):
-            count = min(rows, self.rows - first) if table is None else table.num_rows  # fewer before damage
+        vectors_there = [] if self._arrays else [column.there for column in self.columns]
+        wanted = [*filter(None, [self._id]), *vectors_there, *(self._metadata(self._table) if self._table else ())]
+        for table, first, count in self._tables(rows, wanted):
             ids = self._ids_of(table, first, count)
             metadata = table.select(self._metadata(self._table)) if table is not None and self._table else None
             made, bad = self._spec.columns.make(ids, metadata, self._shard.prefix)
@@ -244,8 +255,7 @@ class ShardReader:
                     vectors[column.name] = from_matrix(next(streams[column])[:count])
                 elif table is not None:
                     vectors[column.name] = from_lists(table.column(column.there), column, bad)
-            yield Batch(ids, made, vectors, self._spec.fields, bad)
-            first += count
+            yield Batch(first, ids, made, vectors, self._spec.fields, bad)
 
     def _metadata(self, table: ParquetTable) -> list[str]:
         """The columns of the metadata that are needed; vectors beside those that are read are none."""
@@ -255,23 +265,22 @@ class ShardReader:
     def _in_arrays(self) -> list[VectorColumn]:
         return self.columns if self._arrays else []
 
-    def _tables(self, rows: int) -> Iterator[pa.Table | None]:
-        """What is needed of the Parquet file, ``rows`` rows at a time; None as often where there is none."""
-        if self._table is None:
-            yield from repeat(None, -(-self.rows // rows))
+    def _tables(self, rows: int, wanted: list[str]) -> Iterator[tuple[pa.Table | None, int, int]]:
+        """Columns of the Parquet file, ``rows`` rows at a time, with the first row's number and how many they are.
+
+        None in place of the columns where none are wanted.
+        """
+        if self._table is None or not wanted:
+            for first in range(0, self.rows, rows):
+                yield None, first, min(rows, self.rows - first)
             return
-        vectors = [] if self._arrays else [column.there for column in self.columns]
-        wanted = [*filter(None, [self._id]), *vectors, *self._metadata(self._table)]
-        if not wanted:  # only the number of rows is
-            yield from repeat(None, -(-self.rows // rows))
-            return
-        count = 0
+        first = 0
         batches = self._table.batches(list(dict.fromkeys(wanted)), min(rows, _PARQUET_ROWS))
         for table in _exactly(batches, rows):
-            count += table.num_rows
-            yield table
-        if count != self.rows:
-            raise TableError("not_a_table", f"its header promises {self.rows} rows, and {count} are there")
+            yield table, first, table.num_rows  # fewer before damage
+            first += table.num_rows
+        if first != self.rows:
+            raise TableError("not_a_table", f"its header promises {self.rows} rows, and {first} are there")
 
     def _ids_of(self, table: pa.Table | None, first: int, count: int) -> pa.Array:
         prefix = self._spec.id_prefix

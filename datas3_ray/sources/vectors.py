@@ -126,7 +126,7 @@ class Vectors(Files, VectorSource):
         return [vector_field(column.name, column.dim) for column in self._columns]
 
     def read_rows(self, shard: Shard) -> Iterator[pa.Table | Reject]:
-        """Tables of ``id``, the recipe's columns and the vectors as float32, in the shard's order.
+        """Tables of ``id``, ``offset``, the recipe's columns and the vectors as float32, in the shard's order.
 
         A Reject with a key stands for the row of that id, one without for the shard or the rest of it.
         """
@@ -141,12 +141,24 @@ class Vectors(Files, VectorSource):
                 for batch in reader.batches(rows):
                     for index in sorted(batch.bad):
                         error, key = batch.bad[index], batch.ids[index].as_py()
-                        yield Reject(shard.uri, row + index, error.reason, error.message, key or "")
-                    row += len(batch.ids)
+                        yield Reject(shard.uri, batch.first + index, error.reason, error.message, key or "")
+                    row = batch.first + len(batch.ids)
                     if len(batch.bad) < len(batch.ids):
                         yield batch.table()
         except TableError as error:
             yield Reject(shard.uri, row, error.reason, error.message, "")
+
+    def read_ids(self, shard: Shard) -> Iterator[pa.Array]:
+        """The ids that the shard's rows have of their own, in their order."""
+        spec = self._spec(shard)
+        if not (spec.beside or spec.id or shard.uri.lower().endswith(".parquet")):
+            return
+        try:
+            with ShardReader(shard, spec) as reader:
+                if reader.has_ids:
+                    yield from reader.ids(BATCH_ROWS)
+        except TableError:
+            return  # the ingest tells
 
     def _spec(self, shard: Shard) -> ShardSpec:
         if self._beside is None:

@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from datas3_ray import exchange
 from datas3_ray.errors import UsageError
-from datas3_ray.selectors import ExactDedup, exchange
+from datas3_ray.selectors import ExactDedup
 
 
 def brute_force(ids, values, prefer=None) -> dict[str, str]:

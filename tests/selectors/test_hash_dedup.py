@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from datas3_ray import exchange
 from datas3_ray.errors import UsageError
-from datas3_ray.selectors import HashDedup, exchange, hash_dedup
+from datas3_ray.selectors import HashDedup, hash_dedup
 
 
 def hashes_around_centres(n: int, seed: int) -> np.ndarray:

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
+from datas3_ray import exchange
 from datas3_ray.errors import UsageError
-from datas3_ray.selectors import ImportScore, exchange, make_selector, score_files
+from datas3_ray.selectors import ImportScore, make_selector, score_files
 
 
 @pytest.fixture

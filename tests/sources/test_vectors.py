@@ -51,7 +51,7 @@ def matrix(table: pa.Table, name: str) -> np.ndarray:
 def test_npy_of_every_float(tmp_path: Path, dtype: str, order: Any) -> None:
     np.save(tmp_path / "part-0.npy", np.asarray(A, dtype=dtype, order=order))
     table = good({"vectors": str(tmp_path / "*.npy"), "column": "clip"})
-    assert table.column_names == ["id", "caption", "label", "meta", "clip"]
+    assert table.column_names == ["id", "offset", "caption", "label", "meta", "clip"]
     assert table.schema.field("clip").type == pa.list_(pa.float32(), 3)
     assert table["id"].to_pylist() == [f"part-0/{row:09d}" for row in range(4)]
     assert (matrix(table, "clip") == A).all()
@@ -64,7 +64,7 @@ def test_npz_names_mapping_and_ids(tmp_path: Path) -> None:
     assert table["id"].to_pylist() == ["web/p", "web/q", "web/r", "web/s"]
     assert (matrix(table, "b") == B).all()
     table = good({"vectors": str(tmp_path / "x.npz"), "embeddings": {"clip": "b"}})
-    assert table.column_names == ["id", "caption", "label", "meta", "clip"]
+    assert table.column_names == ["id", "offset", "caption", "label", "meta", "clip"]
     assert table["id"].to_pylist()[3] == "x/000000003"
 
 
@@ -203,7 +203,7 @@ def test_parquet(tmp_path: Path, fixed: bool, monkeypatch: pytest.MonkeyPatch) -
     table = pa.table({"uid": pa.array([5, 6, 7, 8, 9, 10, 11, 12]), "emb": lists, "site": list("abcdefgh")})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=4)
     found = good({"vectors": str(tmp_path / "a.parquet"), "columns": {"site": "json.site"}})
-    assert found.column_names == ["id", "caption", "label", "site", "meta", "emb"]
+    assert found.column_names == ["id", "offset", "caption", "label", "site", "meta", "emb"]
     assert [len(chunk) for chunk in found["emb"].chunks] == [3, 3, 2]
     assert found["id"].to_pylist() == [str(number) for number in range(5, 13)]
     assert (matrix(found, "emb") == np.concatenate([A, A])).all()

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from datas3_ray import exchange as room
+from datas3_ray.exchange import exchange, reduce_buckets
 from datas3_ray.runtime import gather
-from datas3_ray.selectors import exchange as room
-from datas3_ray.selectors.exchange import exchange, reduce_buckets
 
 
 def tables(keys: np.ndarray, parts: int) -> list[pa.Table]:
