@@ -69,7 +69,7 @@ class ScoreConfig(BaseModel):
     {'el2n': 'dino_el2n', 'aum': 'dino_aum'}
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     scores: tuple[str, ...]
     column: str | None = None
