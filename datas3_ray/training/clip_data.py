@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from datas3_ray.training.config import SweepConfig
 
 MOST_HELD_OUT = 5000
-"""Rows that a selection validates on at most: retrieval among them is quadratic."""
+"""Rows that a selection validates on at most, or about as many: retrieval among them is quadratic."""
 
 
 @dataclass(frozen=True)

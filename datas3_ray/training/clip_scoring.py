@@ -125,10 +125,19 @@ def class_vectors(prompts: torch.Tensor) -> torch.Tensor:
 
 
 def zero_shot(images: torch.Tensor, classes: torch.Tensor) -> np.ndarray:
-    """The most similar of the classes' vectors (c, d) to each image (n, d): its code, int64 (n,)."""
+    """The most similar of the classes' vectors (c, d) to each image (n, d): its code, int64 (n,); -1 where some tie.
+
+    >>> import torch
+    >>> zero_shot(torch.tensor([[1.0, 0.0], [0.6, 0.8]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])).tolist()
+    [0, -1]
+    """
     import torch
 
-    found = [(block @ classes.T).argmax(1) for _, block in _blocks(images, len(classes))]
+    found = []
+    for _, block in _blocks(images, len(classes)):
+        similarity = block @ classes.T
+        best, code = similarity.max(1)
+        found.append(code.masked_fill((similarity == best[:, None]).sum(1) != 1, -1))
     return torch.cat(found).cpu().numpy()
 
 

@@ -71,7 +71,7 @@ class SweepConfig(BaseModel):
     [{'batch_size': 64, 'lr': 0.01}, {'batch_size': 64, 'lr': 0.001}]
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str = "vit_linear_probe"
     task: Task = "classification"
@@ -118,6 +118,8 @@ class SweepConfig(BaseModel):
         if task not in found.tasks:
             raise UsageError(f"task: model {found.name} does {' and '.join(found.tasks)}, not {task!r}.")
         name = values.get("metric") or default_metric(task)
+        if not isinstance(name, str):
+            raise UsageError(f"metric: it must be the name of one, got {name!r}.")
         if find_metric(name).task != task:
             raise UsageError(f"metric: '{name}' is for {find_metric(name).task}, and this sweep's task is {task}.")
         options = values.get("options") or {}

@@ -33,7 +33,7 @@ class HyperParameter:
             return None
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return None
         if not math.isfinite(number) or number < self.minimum or (number == self.minimum and not self.minimum_allowed):
             return None
@@ -143,7 +143,7 @@ Report = Callable[[dict[str, Any]], None]
 class Options(BaseModel):
     """A model's own settings, as ``options:`` of a sweep's file gives them; a model without any uses this class."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Model(Protocol):

@@ -34,6 +34,7 @@ class Halving(FIFOScheduler):
 
     def __init__(self, name: str, epochs: Mapping[Group, int]) -> None:
         super().__init__()
+        self.stopped: set[int] = set()  # indexes of trials; one that an interrupt has ended is not among them
         self._epochs = dict(epochs)
         self._rungs = {group: _within(name, count) for group, count in epochs.items()}
 
@@ -46,7 +47,10 @@ class Halving(FIFOScheduler):
         group = _group(trial)
         if result.get("epoch", 0) >= self._epochs[group]:
             return TrialScheduler.CONTINUE
-        return str(self._rungs[group].on_trial_result(tune_controller, trial, result))
+        decision = str(self._rungs[group].on_trial_result(tune_controller, trial, result))
+        if decision == TrialScheduler.STOP:
+            self.stopped.add(trial.config["point"]["index"])
+        return decision
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         """Forget a trial that has not run."""

@@ -94,8 +94,9 @@ def r2(predicted: np.ndarray, truth: np.ndarray) -> float:
     >>> r2(np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0]))
     1.0
     """
-    spread = float(np.var(truth.astype(np.float64)))
-    return 1.0 - mean_squared_error(predicted, truth) / spread if spread else 0.0
+    if truth.min() == truth.max():  # whose variance need not be 0 in floating point
+        return 0.0
+    return 1.0 - mean_squared_error(predicted, truth) / float(np.var(truth.astype(np.float64)))
 
 
 METRICS: dict[str, Metric] = {

@@ -187,7 +187,7 @@ def fit_probe(
             for first, block in _logit_blocks(data.x, data.train, weight, bias, scale):
                 on_logits(number, first, block.cpu().numpy())
         key = (value if score.higher_is_better else -value, -validation_loss)
-        if key > best_key:
+        if math.isfinite(validation_loss) and key > best_key:
             best_key, best, best_state = key, epoch, (weight.clone(), bias.clone())
         elif best is not None and number - best.epoch >= settings.patience:
             break

@@ -46,6 +46,8 @@ class Recorder:
         their row's largest, where float16 is finest; below -65504 they end.
     replace : bool
         Begin anew even where there is a whole record.
+    made : str
+        What the logits come from, for :func:`has_record`.
 
     Raises
     ------
@@ -72,6 +74,7 @@ class Recorder:
         epochs: int,
         dtype: Literal["float16", "float32"] = "float16",
         replace: bool = False,
+        made: str = "",
     ) -> None:
         path, codes = Path(folder), np.asarray(labels, np.int64)
         _check(path, ids, codes, classes, epochs, dtype, replace)
@@ -87,7 +90,8 @@ class Recorder:
             with pa.ipc.new_file(file, rows.schema) as writer:
                 writer.write_table(rows)
         # Written last: a folder without it holds no record.
-        (path / _RECORD).write_text(json.dumps({"classes": [str(name) for name in classes], "epochs": epochs}))
+        about = {"classes": [str(name) for name in classes], "epochs": epochs, "made": made}
+        (path / _RECORD).write_text(json.dumps(about))
         self._open(path)
 
     @classmethod
@@ -151,6 +155,7 @@ class Record:
         self.classes = tuple(about["classes"])
         self.logits: np.ndarray = np.load(path / _LOGITS, mmap_mode="r", allow_pickle=False)
         self.asked_epochs = int(about["epochs"])
+        self.made = str(about.get("made", ""))
         seen = np.load(path / _SEEN, mmap_mode="r", allow_pickle=False)
         whole = [bool(epoch.all()) for epoch in seen]
         self.epochs = whole.index(False) if False in whole else len(whole)
@@ -200,9 +205,12 @@ def read_record(folder: str | Path) -> Record:
     return Record(folder)
 
 
-def has_record(folder: str | Path) -> bool:
-    """Whether a folder holds a record that has every epoch."""
-    return (Path(folder) / _RECORD).is_file() and Record(folder).complete
+def has_record(folder: str | Path, made: str | None = None) -> bool:
+    """Whether a folder holds a record that has every epoch, and comes from what ``made`` says."""
+    if not (Path(folder) / _RECORD).is_file():
+        return False
+    record = Record(folder)
+    return record.complete and made in (None, record.made)
 
 
 def _check(

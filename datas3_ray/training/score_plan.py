@@ -33,6 +33,8 @@ _OPTIONS = {
     "tdds": ("window", "decay"),
 }
 """Settings that bear on these scores only."""
+_OF_PROXY = {"column", "label", "epochs", "batch_size", "lr", "weight_decay", "normalize", "standardize"}
+"""Settings that bear on the logits of each seed."""
 
 
 class ScoreConfig(BaseModel):
@@ -69,7 +71,7 @@ class ScoreConfig(BaseModel):
     {'el2n': 'dino_el2n', 'aum': 'dino_aum'}
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     scores: tuple[str, ...]
     column: str | None = None
@@ -150,7 +152,7 @@ class ScorePlan:
 
     ``todo`` has the columns to write by score, and ``unrecorded`` says whether logits are still to be recorded.
     ``inputs`` is the version of the table that the numbers are made from, ``marks`` what tells each score's inputs and
-    settings from others.
+    settings from others, ``recorded`` what tells the logits'.
     """
 
     table: Table
@@ -161,6 +163,7 @@ class ScorePlan:
     replaced: tuple[str, ...]
     unrecorded: bool
     marks: dict[str, str]
+    recorded: str
     config: ScoreConfig
 
     @property
@@ -210,7 +213,9 @@ def plan_scores(lake: Lake, name: str, config: ScoreConfig) -> ScorePlan:
             continue
         todo[score] = target
         replaced += [target] if made is not None else []
-    return ScorePlan(table, column, held_out, inputs, todo, tuple(replaced), _lacks_record(config), marks, config)
+    recorded = fingerprint({**rows, **config.model_dump(mode="json", include=_OF_PROXY | {"record_dtype"})})
+    lacks = _lacks_record(config, recorded)
+    return ScorePlan(table, column, held_out, inputs, todo, tuple(replaced), lacks, marks, recorded, config)
 
 
 def record_folder(config: ScoreConfig, run: int) -> str:
@@ -218,10 +223,10 @@ def record_folder(config: ScoreConfig, run: int) -> str:
     return f"{config.record}/seed-{config.seed + run}"
 
 
-def _lacks_record(config: ScoreConfig) -> bool:
+def _lacks_record(config: ScoreConfig, made: str) -> bool:
     if config.record is None:
         return False
-    return not all(has_record(Path(record_folder(config, run))) for run in range(config.runs))
+    return not all(has_record(Path(record_folder(config, run)), made) for run in range(config.runs))
 
 
 def _ids_mark(ids: pa.Array | None) -> list[int]:

@@ -115,6 +115,7 @@ class _Job:
     scores: tuple[str, ...]
     config: ScoreConfig
     run: int
+    recorded: str
 
 
 def _train(plan: ScorePlan, summary: ScoreSummary) -> pa.Table:
@@ -129,7 +130,7 @@ def _train(plan: ScorePlan, summary: ScoreSummary) -> pa.Table:
     summary.unlabelled, summary.unusable, summary.held_out = counts
     _require_classes(plan, summary)
     train = remote(_proxy).options(**matrix_task())
-    jobs = [_Job(table.name, tuple(plan.todo), config, run) for run in range(config.runs)]
+    jobs = [_Job(table.name, tuple(plan.todo), config, run, plan.recorded) for run in range(config.runs)]
     done = gather(train.remote(x, rows, job) for job in jobs)
     summary.accuracy = float(np.mean([accuracy for _, accuracy in done]))
     means = {score: np.mean([scores[score] for scores, _ in done], axis=0) for score in plan.todo}
@@ -233,7 +234,8 @@ def _recorder(job: _Job, rows: tuple[pa.Array, np.ndarray, tuple[str, ...]]) -> 
     if config.record is None:
         return None
     folder = record_folder(config, job.run)
-    return Recorder(folder, *rows, epochs=config.epochs, dtype=config.record_dtype, replace=True)
+    dtype = config.record_dtype
+    return Recorder(folder, *rows, epochs=config.epochs, dtype=dtype, replace=True, made=job.recorded)
 
 
 def _about(plan: ScorePlan, score: str, summary: ScoreSummary) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from datas3_ray.errors import UsageError
 from datas3_ray.lake.lake import RESULTS_TABLE
@@ -25,7 +26,7 @@ from datas3_ray.training.progress import Listener, SweepProgress, listening
 from datas3_ray.training.results import Sweep, finished_rows, result_rows, scored_tables
 
 if TYPE_CHECKING:
-    from datas3_ray.lake import Lake
+    from datas3_ray.lake import Lake, Table
 
 __all__ = ["Deployment", "SweepConfig", "SweepProgress", "run_sweep", "sweep_is_done"]
 
@@ -95,6 +96,7 @@ def run_sweep(
     from datas3_ray.training.tuning import folder_name, run_trials
 
     tests = {each: lake.table(each, version) for each, version in sweep.scored_versions.items()}
+    _check_queries(sweep, tests)
     prepared = find_model(config.model).prepare(lake, config, sweep.selections, tests)
     points = _points(sweep)
     work = Work(
@@ -145,6 +147,21 @@ def _open(lake: Lake, config: SweepConfig, name: str, deployments: Mapping[str, 
         scored_versions={each: lake.image_table(each).version for each in scored},
         scored_contents={each: lake.image_table(each).content_mark for each in scored},
     )
+
+
+def _check_queries(sweep: Sweep, tests: Mapping[str, Table]) -> None:
+    """Raise a UsageError where query rows that choose a deployment's winner are rows of its test table."""
+    if sweep.config.validation_on != "query":
+        return
+    for label, deployment in sweep.deployments.items():
+        test, query = (tests[name].to_arrow(["id"]).column("id") for name in sweep.scored(deployment))
+        shared = query.filter(pc.is_in(query, value_set=test))
+        if len(shared):
+            raise UsageError(
+                f"query table '{deployment.query}' of deployment '{label}' has {len(shared)} rows of its test table "
+                f"'{deployment.test}' ('{shared[0]}' for one), and with validation_on: query they would choose what "
+                "they test; use other rows for one of them."
+            )
 
 
 def _points(sweep: Sweep) -> list[Point]:

@@ -22,7 +22,8 @@ class Target:
     @staticmethod
     def of(values: np.ndarray) -> Target:
         """Those of ``values`` (n,); a target that never varies keeps its scale."""
-        return Target(float(values.mean()), float(values.std()) or 1.0)
+        # The deviation of equal numbers need not be 0 in floating point.
+        return Target(float(values.mean()), float(values.std()) if values.min() < values.max() else 1.0)
 
     def scaled(self, values: np.ndarray) -> np.ndarray:
         """Values (n,) as the model learns them, float32."""

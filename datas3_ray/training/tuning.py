@@ -11,7 +11,9 @@ import json
 import logging
 import os
 import re
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -92,9 +94,11 @@ def run_trials(
     left = [point for point in points if point.index not in trials]
     watch = _Watch(len(points), config.metric, listener, trials.values())
     if left:
-        results = _tune(name, left, config, work, storage, root, watch)
+        halving = Halving(config.metric, work.epochs) if config.search == "asha" else None
+        results = _tune(name, left, config, work, storage, root, watch, halving)
         for point in left:
-            trials[point.index] = _ended(point, results.get(point.index), root, file, config)
+            given_up = halving is not None and point.index in halving.stopped
+            trials[point.index] = _ended(point, results.get(point.index), root, file, config.metric, given_up)
     ended = [trials[point.index] for point in points]
     check_scored(ended)
     failed = [trial for trial in ended if trial.status == "failed"]
@@ -111,12 +115,19 @@ def folder_name(name: str, fingerprint: str) -> str:
 
 
 def _tune(
-    name: str, points: Sequence[Point], config: SweepConfig, work: Work, storage: str, root: str, watch: _Watch
+    name: str,
+    points: Sequence[Point],
+    config: SweepConfig,
+    work: Work,
+    storage: str,
+    root: str,
+    watch: _Watch,
+    halving: Halving | None,
 ) -> dict[int, Any]:
     """Tune's result of each point, by the point's index."""
     at_once = _at_once(config)
-    with keeping(work, name), _quiet_tune(), _workers(config, min(at_once or 1, len(points))) as posts:
-        grid = _tuner(name, points, config, work, storage, root, watch, posts, at_once).fit()
+    with keeping(work, name), _quiet_tune(), _same_signals(), _workers(config, min(at_once or 1, len(points))) as posts:
+        grid = _tuner(name, points, config, storage, root, watch, halving, posts, at_once).fit()
     return {
         result.config["point"]["index"]: result for result in map(grid.__getitem__, range(len(grid))) if result.config
     }
@@ -131,10 +142,10 @@ def _tuner(
     name: str,
     points: Sequence[Point],
     config: SweepConfig,
-    work: Work,
     storage: str,
     root: str,
     watch: _Watch,
+    halving: Halving | None,
     posts: list[Any],
     at_once: int | None,
 ) -> tune.Tuner:
@@ -146,7 +157,7 @@ def _tuner(
         tune_config=tune.TuneConfig(
             reuse_actors=True,
             max_concurrent_trials=at_once,
-            scheduler=Halving(config.metric, work.epochs) if config.search == "asha" else None,
+            scheduler=halving,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
         ),
@@ -223,7 +234,7 @@ def _safe(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.=\-]", "_", text)
 
 
-def _ended(point: Point, result: Any, root: str, file: str, config: SweepConfig) -> Trial:
+def _ended(point: Point, result: Any, root: str, file: str, metric: str, given_up: bool) -> Trial:
     outcome = read_trial(root, point.index)
     if outcome is not None:
         return Trial(point, outcome, checkpoint_uri(root, point.index, file))
@@ -233,8 +244,8 @@ def _ended(point: Point, result: Any, root: str, file: str, config: SweepConfig)
         )
     if result.error is not None:
         return Trial(point, None, status="failed", error=_cause(result.error)[:LONGEST_ERROR])
-    last = ((result.metrics or {}).get("validation") or {}).get(config.metric)
-    if config.search != "asha" or last is None:
+    last = ((result.metrics or {}).get("validation") or {}).get(metric)
+    if not given_up or last is None:
         raise Datas3Error(
             f"the sweep was interrupted while trial {point} ran; start it again, and it goes on from there."
         )
@@ -322,6 +333,18 @@ def _nobody(progress: SweepProgress) -> None:
 
 def _better(metric: str, value: float, than: float) -> bool:
     return value > than if find_metric(metric).higher_is_better else value < than
+
+
+@contextmanager
+def _same_signals() -> Iterator[None]:
+    """Signals are handled afterwards as before: Tune leaves its own handlers behind, which swallow the next Ctrl-C."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @contextmanager

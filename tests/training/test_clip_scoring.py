@@ -118,6 +118,13 @@ def test_zero_shot() -> None:
     assert zero_shot(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.8, 0.6]]), classes).tolist() == [0, 1, 0]
 
 
+def test_a_model_that_gives_every_class_one_vector_knows_none() -> None:
+    images, same = torch.tensor([[1.0, 0.0], [0.6, 0.8]]), torch.tensor([[1.0, 0.0]])
+    assert zero_shot(images, same.expand(3, 2)).tolist() == [-1, -1]
+    assert zero_shot(images, torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])).tolist() == [-1, 1]
+    assert zero_shot(images * math.nan, torch.eye(2)).tolist() == [-1, -1]
+
+
 def test_figures_have_every_metric_with_its_interval() -> None:
     text_of = np.arange(40)
     images = torch.eye(40)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +20,7 @@ from datas3_ray.errors import Datas3Error
 from datas3_ray.training.config import SweepConfig
 from datas3_ray.training.contract import Outcome, Point
 from datas3_ray.training.halving import Halving, check_scored
-from datas3_ray.training.sweep import Deployment, run_sweep
+from datas3_ray.training.sweep import Deployment, SweepProgress, run_sweep
 from datas3_ray.training.tuning import Trial
 
 
@@ -80,12 +82,30 @@ def test_a_budget_of_samples_has_more_epochs_than_it_says(tmp_path: Path, ray_se
     assert row["test"] is not None
 
 
+def test_an_interrupted_trial_is_not_one_that_the_search_gave_up_on(tmp_path: Path, ray_session: None) -> None:
+    lake = Lake(tmp_path / "lake")
+    lake.add("pool", vectors(300, "p"))
+    lake.add("test", vectors(60, "t"))
+    pictures.select(lake, "all", np.ones(300, bool))
+    grid = {"batch_size": 1, "lr": 0.01}
+    config = SweepConfig(grid=grid, search="asha", epochs=40, patience=40, seed=(0, 1), max_concurrent=1)
+    there = {"there": Deployment("there", "test", None, {"all": "all"})}
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def interrupt(progress: SweepProgress) -> None:
+        if progress.done == 1 and not seen and any(t.state == "running" and t.epoch for t in progress.trials):
+            seen.append(progress)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Datas3Error, match=r"interrupted while trial all batch_size=1 lr=0\.01 seed=1 ran; start it"):
+        run_sweep(lake, config, name="cut", deployments=there, storage=str(tmp_path / "r"), progress=interrupt)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not lake.exists("results")
+
+
 def started(halving: Halving, *points: Point) -> Callable[[int, int, float], str]:
     """Add a trial for each point; the answer tells of a trial by its index, its epoch and its accuracy then."""
-    trials = [
-        SimpleNamespace(trial_id=str(point), config={"point": {"selection": point.selection, "seed": point.seed}})
-        for point in points
-    ]
+    trials = [SimpleNamespace(trial_id=str(point), config={"point": vars(point)}) for point in points]
     for trial in trials:
         halving.on_trial_add(None, trial)
 
@@ -107,6 +127,7 @@ def test_the_worse_of_one_selection_and_seed_are_stopped_and_those_at_their_end_
     assert [tell(3, 3, 0.4), tell(4, 3, 0.3)] == ["CONTINUE", "STOP"]
     assert [tell(0, 3, 0.9), tell(2, 3, 0.1)] == ["CONTINUE", "CONTINUE"]
     assert tell(3, 9, 0.0) == "CONTINUE"
+    assert halving.stopped == {1, 4}
     # A report of the scores has no epoch.
     assert halving.on_trial_result(None, SimpleNamespace(config={"point": {"selection": "a", "seed": 0}}), {})
 

@@ -153,6 +153,13 @@ def test_divergence_is_an_error() -> None:
         fit_probe(x, y, rows, rows, classes=names(4), settings=ProbeSettings(lr=3e37))
 
 
+def test_an_epoch_whose_validation_loss_is_no_number_is_never_the_best() -> None:
+    x = np.array([[1, 0], [0, 1], [1, 0], [3e38, 3e38]], np.float32)
+    settings = ProbeSettings(batch_size=2, lr=10.0, epochs=1, normalize=False)
+    with pytest.raises(ValueError, match="the validation loss was never finite in 1 epochs"):
+        fit_probe(x, np.array([0, 1, 0, 1]), np.arange(2), np.arange(2, 4), classes=("a", "b"), settings=settings)
+
+
 def test_checkpoint_round_trip_without_pickle(tmp_path: Path) -> None:
     x, y = blobs()
     rows = np.arange(len(x))

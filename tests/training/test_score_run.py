@@ -218,6 +218,22 @@ def test_logits_are_recorded_and_score_the_same(pool: Lake, tmp_path: Path) -> N
     assert pool.table("pool").version == version
 
 
+def test_a_record_of_other_settings_is_made_anew(pool: Lake, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"scores": ("aum",), "prefix": "slow_"})
+    score_table(pool, "pool", config)
+    with_record = config.model_copy(update={"record": str(tmp_path / "logits")})
+    other = with_record.model_copy(update={"lr": 0.5, "prefix": "fast_"})
+    score_table(pool, "pool", other)
+    assert plan_scores(pool, "pool", other).is_done
+    assert plan_scores(pool, "pool", with_record).unrecorded
+    assert score_table(pool, "pool", with_record).columns == []
+    record = read_record(tmp_path / "logits" / "seed-0")
+    stored = column(pool, "slow_aum")
+    found = [stored[row] for row in record.ids.to_pylist()]
+    assert found == pytest.approx(record.scores(["aum"])["aum"].tolist(), rel=1e-2, abs=1e-2)
+    assert plan_scores(pool, "pool", with_record).is_done and plan_scores(pool, "pool", other).unrecorded
+
+
 def test_the_probe_s_hook_gives_every_training_row_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     from datas3_ray.training import probe
 

@@ -412,3 +412,11 @@ def test_what_does_not_fit_is_told_before_training(
     with pytest.raises(UsageError, match=sentence):
         run_sweep(lake, CONFIG, name="probe", deployments=deployments, storage=str(storage))
     assert not storage.exists()
+
+
+def test_a_query_that_shares_rows_with_the_test_chooses_nothing(swept: Swept, tmp_path: Path) -> None:
+    both = {"south": Deployment("south", "south", "south", {"all data": "everything"})}
+    config = CONFIG.model_copy(update={"validation_on": "query"})
+    with pytest.raises(UsageError, match=r"query table 'south' of deployment 'south' has 60 rows of its test table"):
+        run_sweep(swept.lake, config, name="leak", deployments=both, storage=str(tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()

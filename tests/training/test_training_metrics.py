@@ -12,6 +12,7 @@ from datas3_ray.training.contract import Outcome, TestScore
 from datas3_ray.training.metrics import METRICS, accuracy, macro_accuracy, metric, per_class_recall, recode
 from datas3_ray.training.records import parse_outcome
 from datas3_ray.training.scoring import score_classes, score_numbers
+from datas3_ray.training.target import Target
 
 
 def test_a_class_the_subset_lacks_counts_as_errors_and_is_not_dropped() -> None:
@@ -32,6 +33,16 @@ def test_macro_accuracy_weighs_classes_alike() -> None:
 
 def test_recode_gives_each_unknown_name_a_code_of_its_own() -> None:
     assert recode(np.arange(4), ["a", "b", "c", "d"], ["c", "x"]).tolist() == [2, 3, 0, 4]
+
+
+@pytest.mark.parametrize("number", [0.1, 3.0, 1e9 + 0.1])
+def test_numbers_that_do_not_vary(number: float) -> None:
+    """The mean of equal numbers may differ from them in the last digit, and then so does their deviation from 0."""
+    truth = np.full(3, number)
+    assert metric("r2")(np.array([0.1, 0.2, 0.3]), truth) == 0.0
+    assert score_numbers(truth + 1, truth, "r2").interval == (0.0, 0.0)
+    assert Target.of(truth).std == 1.0
+    assert Target.of(np.array([1.0, 3.0])) == Target(2.0, 1.0)
 
 
 def test_the_registry() -> None:
