@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from datas3_ray.errors import UsageError
 from datas3_ray.lake.view import Fragment
@@ -54,3 +55,9 @@ def joined(batches: Iterator[tuple[pa.Array, np.ndarray]]) -> tuple[pa.Array, np
     if not pieces:
         return pa.array([], pa.string()), np.empty(0)
     return pa.concat_arrays([ids for ids, _ in pieces]), np.concatenate([values for _, values in pieces])
+
+
+def taken(values: np.ndarray, places: pa.Array) -> np.ndarray:
+    """Values at the places, NaN where a place is null."""
+    at = pc.fill_null(places, -1).to_numpy(zero_copy_only=False)
+    return np.where(at >= 0, values[at], np.nan) if len(values) else np.full(len(at), np.nan)
