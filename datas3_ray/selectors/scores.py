@@ -30,6 +30,18 @@ def require_number(table: Table, column: str) -> None:
         raise UsageError(f"column '{column}' of table '{table.name}' is {kind}; a column of numbers is needed.")
 
 
+def as_stored(threshold: float, kind: pa.DataType) -> float:
+    """A threshold as a column of this type would hold it, which SQL compares it as too.
+
+    >>> as_stored(0.7, pa.float32()) < 0.7
+    True
+    """
+    if not pa.types.is_floating(kind):
+        return threshold
+    with np.errstate(over="ignore"):
+        return float(kind.to_pandas_dtype()(threshold))
+
+
 def numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """A column as float64, NaN where there is no value."""
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
