@@ -66,7 +66,8 @@ def normalize(X: npt.ArrayLike) -> tuple[Float32, npt.NDArray[np.bool_]]:
     valid = np.empty(len(vectors), bool)
     for start in range(0, len(vectors), _ROWS_AT_A_TIME):
         part = unit[start : start + _ROWS_AT_A_TIME]
-        part[:] = vectors[start : start + len(part)]
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and so not valid
+            part[:] = vectors[start : start + len(part)]
         norms = _norms(part)
         good = np.isfinite(norms) & (norms > 0)
         valid[start : start + len(part)] = good

@@ -123,6 +123,16 @@ class Table:
                 + did_you_mean(column, self.schema.names)
             )
 
+    def require_ids(self) -> None:
+        """Raise a UsageError unless the rows have ids that are strings: tables that other programs made may not."""
+        self.require_column("id")
+        kind = self.schema.field("id").type
+        if kind != pa.string():
+            raise UsageError(
+                f"column 'id' of table '{self.name}' is {kind}, and ids are strings; make the table anew with "
+                "Lake.add, which casts them."
+            )
+
     def require_vector(self, column: str) -> int:
         """Dimensions of a vector column; a UsageError says which vector columns there are when it is not one."""
         vectors = self.vector_columns()

@@ -188,6 +188,7 @@ class Selector(BaseModel):
 
     def _prepare(self, lake: Lake, table: str, within: str | Selection | None, query: str | None) -> Prepared:
         pool = lake.image_table(table)
+        pool.require_ids()
         parent = self._parent(lake, table, within)
         asked = self._query(lake, query)
         self.check(lake, pool, asked)

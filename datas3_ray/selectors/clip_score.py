@@ -13,7 +13,7 @@ from datas3_ray.kernels.paired import paired_cosine
 from datas3_ray.lake.schemas import matrix
 from datas3_ray.lake.view import Fragment, usable
 from datas3_ray.selectors.base import Inputs, Outcome, Selector, Size, score_table
-from datas3_ray.selectors.scores import joined, require_number, scored
+from datas3_ray.selectors.scores import as_stored, joined, require_number, scored
 
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake, Table
@@ -34,7 +34,8 @@ class ClipScore(Selector):
     size : int or float, optional
         Rows to keep: a count, or a share of the eligible rows.
     threshold : float, optional
-        Keep every row whose score is at least this. One of ``size`` and ``threshold`` is needed.
+        Keep every row whose score is at least this, as a number of the column's own type. One of ``size`` and
+        ``threshold`` is needed.
 
     Notes
     -----
@@ -84,7 +85,9 @@ class ClipScore(Selector):
     def choose(self, inputs: Inputs) -> Outcome:
         """Score = cosine of the two vectors, or the column."""
         if self.score_column is not None:
-            mapped = inputs.view.map(_given, self.score_column, self.threshold)
+            kind = inputs.table.schema.field(self.score_column).type
+            threshold = as_stored(self.threshold, kind) if self.threshold is not None else None
+            mapped = inputs.view.map(_given, self.score_column, threshold)
         else:
             mapped = inputs.view.map(_score, self.image, self.text, self.threshold)
         return Outcome(mapped, size=self.size, resizable=True)

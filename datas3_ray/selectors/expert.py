@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from datas3_ray.errors import UsageError
+from datas3_ray.errors import UsageError, engine_reason
 from datas3_ray.lake.storage import open_dataset
 from datas3_ray.lake.view import Fragment
 from datas3_ray.selectors.base import Inputs, Outcome, Selector
@@ -55,8 +55,7 @@ def _one_sentence(where: str, table: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"where = {where!r} does not work on table '{table}': {reason}") from None
+        raise UsageError(f"where = {where!r} does not work on table '{table}': {engine_reason(error)}") from None
 
 
 def _match(fragment: Fragment, where: str, table: str) -> pa.Table:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from datas3_ray.errors import Datas3Error
 from datas3_ray.kernels.hashing import hash64, id_words, uniform
@@ -21,6 +22,7 @@ from datas3_ray.kernels.similarity import normalize
 from datas3_ray.lake.view import Fragment, Mapped, View
 from datas3_ray.runtime import gather, remote, settled
 from datas3_ray.selectors.duplicates import Preference
+from datas3_ray.selectors.scores import joined, taken
 
 BUCKET_ROWS = 100_000
 BUCKET_BYTES = 1 << 28
@@ -85,11 +87,13 @@ class Order:
 
 
 def with_key(fragment: Fragment, part: pa.Table, order: Order) -> pa.Table:
-    """A fragment's part with its rows' ``key``."""
+    """A fragment's part with its rows' ``key``; a row of the part that is not eligible any more has the last one."""
     if order.preference().columns():
         preference = order.preference()
-        values = [preference.of(rows) for rows in fragment.batches(preference.columns())]
-        key = -np.concatenate([np.empty(0), *values])
+        batches = fragment.batches(preference.columns())
+        ids, values = joined((rows.column("id").combine_chunks(), preference.of(rows)) for rows in batches)
+        mine = taken(values, pc.index_in(part.column("id").combine_chunks(), value_set=ids))
+        key = np.where(np.isnan(mine), np.inf, -mine)
     elif order.keep == "random":
         key = hash64(id_words(part.column("id")), seed=order.seed, stream="order").astype(np.float64)
     else:

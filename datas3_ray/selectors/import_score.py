@@ -17,7 +17,7 @@ from datas3_ray.runtime import remote
 from datas3_ray.selectors.base import Inputs, Outcome, Prepared, Selector, Size, score_table
 from datas3_ray.selectors.score_files import check_columns, read_scores, score_files
 from datas3_ray.selectors.score_join import join_scores
-from datas3_ray.selectors.scores import joined, require_number, scored
+from datas3_ray.selectors.scores import as_stored, joined, require_number, scored
 
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake, Table
@@ -40,7 +40,8 @@ class ImportScore(Selector):
     size : int or float, optional
         Rows to keep: a count, or a share of the eligible rows; exactly that many, ties by id.
     threshold : float, optional
-        Keep every row at least as good as this. One of ``size`` and ``threshold`` is needed.
+        Keep every row at least as good as this, as a number of the column's own type: 0.7 in a column of float32 is
+        at least 0.7. One of ``size`` and ``threshold`` is needed.
 
     Notes
     -----
@@ -81,11 +82,14 @@ class ImportScore(Selector):
         """Score = the value, turned round where lower is better."""
         report: dict[str, Any] = {}
         if self.file is None:
+            kind = inputs.table.schema.field(self.score_column).type
             mapped = inputs.view.map(_from_table, self.score_column)
         else:
+            kind = check_columns(score_files(self.file)[0].uri, self.id_column, self.score_column)
             mapped, report = self._from_file(inputs)
+        threshold = as_stored(self.threshold, kind) if self.threshold is not None else None
         finish = remote(_finish)
-        mapped.parts = [finish.remote(part, self.higher_is_better, self.threshold) for part in mapped.parts]
+        mapped.parts = [finish.remote(part, self.higher_is_better, threshold) for part in mapped.parts]
         return Outcome(mapped, size=self.size, resizable=True, report=report)
 
     def _from_file(self, inputs: Inputs) -> tuple[Mapped, dict[str, Any]]:

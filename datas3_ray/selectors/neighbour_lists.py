@@ -37,12 +37,13 @@ def ordered_queries(query: Table, column: str) -> tuple[list[str], np.ndarray, i
     UsageError
         When no row of the query has a usable vector.
     """
+    query.require_column("id")
     rows = query.to_arrow(["id", column])
     unit, valid = normalize(matrix(rows.column(column)))
     if not valid.any():
         raise UsageError(f"query table '{query.name}' has no usable vector in column '{column}'.")
     places = np.flatnonzero(valid)
-    ids = rows.column("id").take(pa.array(places))
+    ids = rows.column("id").take(pa.array(places)).cast(pa.string())
     order = lexicographic(id_words(ids))
     names = ids.to_pylist()
     return [names[i] for i in order], np.ascontiguousarray(unit[places[order]]), int((~valid).sum())

@@ -22,7 +22,7 @@ def query_vectors(query: Table, column: str) -> tuple[np.ndarray, int]:
     UsageError
         When no row of the query has a usable vector.
     """
-    rows = query.to_arrow(["id", column])
+    rows = query.to_arrow([column])
     unit, valid = normalize(matrix(rows.column(column)))
     if not valid.any():
         raise UsageError(f"query table '{query.name}' has no usable vector in column '{column}'.")

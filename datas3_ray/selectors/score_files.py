@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from datas3_ray.errors import UsageError, did_you_mean
 from datas3_ray.selectors.scores import is_number
@@ -29,8 +30,14 @@ def score_files(pattern: str) -> list[File]:
     return files
 
 
-def check_columns(uri: str, id: str, score: str) -> None:
-    """Raise a UsageError unless the file has both columns, and numbers in the second as far as its schema tells."""
+def check_columns(uri: str, id: str, score: str) -> pa.DataType:
+    """The type of the scores, null where the file does not tell.
+
+    Raises
+    ------
+    UsageError
+        Unless the file has both columns, and numbers in the second as far as its schema tells.
+    """
     schema = _schema(uri)
     for column in (id, score):
         if column not in schema.names:
@@ -43,6 +50,7 @@ def check_columns(uri: str, id: str, score: str) -> None:
     kind = schema.field(score).type
     if not (is_number(kind) or pa.types.is_null(kind)):
         raise UsageError(f"import_score: column '{score}' of '{uri}' is {kind}; a column of numbers is needed.")
+    return kind
 
 
 def read_scores(uri: str, id: str, score: str) -> Iterator[pa.Table]:
@@ -54,6 +62,10 @@ def read_scores(uri: str, id: str, score: str) -> Iterator[pa.Table]:
         missing = piece.column("id").null_count
         if missing:
             raise UsageError(f"import_score: '{uri}' has {missing} rows or more without an id in column '{id}'.")
+        if pc.any(pc.match_substring(piece.column("id"), "\0")).as_py():
+            raise UsageError(
+                f"import_score: '{uri}' has an id with a NUL byte in column '{id}', which no row can have."
+            )
         waiting.append(piece)
         rows += piece.num_rows
         if rows >= PIECE_ROWS:

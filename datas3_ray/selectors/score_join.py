@@ -17,7 +17,7 @@ from datas3_ray.lake.storage import open_dataset
 from datas3_ray.lake.view import Counts, Fragment, Mapped, Within, aligned_part
 from datas3_ray.runtime import gather, remote
 from datas3_ray.selectors.base import Inputs
-from datas3_ray.selectors.scores import joined, numbers
+from datas3_ray.selectors.scores import joined, numbers, taken
 
 
 def selection_scores(inputs: Inputs, selection: Selection) -> Mapped:
@@ -64,19 +64,13 @@ def _aligned_scores(fragment: Fragment, within: Within) -> pa.Table:
     def batches() -> Any:
         for rows in fragment.batches():
             ids = rows.column("id").combine_chunks()
-            value = _taken(values, pc.index_in(ids, value_set=known))
+            value = taken(values, pc.index_in(ids, value_set=known))
             good = np.isfinite(value)
             fragment.counts.invalid += int((~good).sum())
             yield ids.filter(pa.array(good)), value[good]
 
     ids, value = joined(batches())
     return pa.table({"id": ids, "value": value})
-
-
-def _taken(values: np.ndarray, places: pa.Array) -> np.ndarray:
-    """Values at the places, NaN where a place is null."""
-    at = pc.fill_null(places, -1).to_numpy(zero_copy_only=False)
-    return np.where(at >= 0, values[at], np.nan) if len(values) else np.full(len(at), np.nan)
 
 
 def _keyed_ids(fragment: Fragment) -> pa.Table:
@@ -100,7 +94,7 @@ def _look_up(rows: pa.Table, scores: pa.Table, what: str) -> pa.Table:
         twice = pc.filter(tally.field(0), pc.greater(tally.field(1), 1))
         raise UsageError(f"{what} has id '{twice[0]}' more than once; each row needs one score.")
     places = pc.index_in(rows.column("id"), value_set=ids)
-    return pa.table({"value": _taken(scores.column("value").to_numpy(), places)})
+    return pa.table({"value": taken(scores.column("value").to_numpy(), places)})
 
 
 def _with_value(part: pa.Table, answer: pa.Table, finite: bool) -> tuple[pa.Table, int]:

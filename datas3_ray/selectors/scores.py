@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from datas3_ray.errors import UsageError
 from datas3_ray.lake.view import Fragment
@@ -27,6 +28,18 @@ def require_number(table: Table, column: str) -> None:
     kind = table.schema.field(column).type
     if not is_number(kind):
         raise UsageError(f"column '{column}' of table '{table.name}' is {kind}; a column of numbers is needed.")
+
+
+def as_stored(threshold: float, kind: pa.DataType) -> float:
+    """A threshold as a column of this type would hold it, which SQL compares it as too.
+
+    >>> as_stored(0.7, pa.float32()) < 0.7
+    True
+    """
+    if not pa.types.is_floating(kind):
+        return threshold
+    with np.errstate(over="ignore"):
+        return float(kind.to_pandas_dtype()(threshold))
 
 
 def numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
@@ -54,3 +67,9 @@ def joined(batches: Iterator[tuple[pa.Array, np.ndarray]]) -> tuple[pa.Array, np
     if not pieces:
         return pa.array([], pa.string()), np.empty(0)
     return pa.concat_arrays([ids for ids, _ in pieces]), np.concatenate([values for _, values in pieces])
+
+
+def taken(values: np.ndarray, places: pa.Array) -> np.ndarray:
+    """Values at the places, NaN where a place is null."""
+    at = pc.fill_null(places, -1).to_numpy(zero_copy_only=False)
+    return np.where(at >= 0, values[at], np.nan) if len(values) else np.full(len(at), np.nan)

@@ -52,6 +52,11 @@ def test_normalize_flags_what_has_no_direction() -> None:
     assert np.array_equal(valid_rows(x[:, ::-1]), valid)
 
 
+@pytest.mark.filterwarnings("error")
+def test_normalize_takes_what_float32_cannot_hold_for_infinite_without_a_warning() -> None:
+    assert normalize(np.array([[1e300, 1.0], [1e-300, 1.0]]))[1].tolist() == [False, True]
+
+
 @pytest.mark.parametrize("n", [0, 1, 5000])
 def test_normalize_in_half_precision_and_any_scale(n: int) -> None:
     x = np.random.default_rng(0).normal(size=(n, 24)).astype(np.float16)

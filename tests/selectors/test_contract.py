@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -327,6 +328,34 @@ def test_mistakes_are_one_sentence_and_write_nothing(lake, make_pool, method) ->
 def _run(lake: Lake, method: str, table: str, within: str | None = None, **changes):
     selector = make_selector(method, {**PARAMETERS[method], **changes})
     return selector.select(lake, table, within=within, query="query" if selector.needs_query else None)
+
+
+def test_ids_of_another_programs_table_that_are_no_strings_are_one_sentence(lake, make_pool) -> None:
+    build(lake, make_pool)
+    rows = lake.table("pool").to_arrow()
+    numbered = rows.set_column(0, "id", pa.array(range(ROWS))).replace_schema_metadata(None)
+    lancedb.connect(lake.uri).create_table("numbered", numbered)
+    lancedb.connect(lake.uri).create_table("nameless", numbered.drop_columns(["id"]))
+    with pytest.raises(UsageError, match="column 'id' of table 'numbered' is int64, and ids are strings"):
+        _run(lake, "match_label", "numbered")
+    with pytest.raises(UsageError, match="table 'nameless' has no column 'id'"):
+        _run(lake, "match_label", "nameless")
+
+
+def test_a_query_may_have_numbers_for_ids_or_none_where_they_decide_nothing(lake, make_pool) -> None:
+    build(lake, make_pool)
+    rows = lake.table("query").to_arrow().replace_schema_metadata(None)
+    other = lancedb.connect(lake.uri)
+    other.create_table("numbered", rows.set_column(0, "id", pa.array(range(10, 30))))
+    other.create_table("nameless", rows.drop_columns(["id"]))
+
+    def asked(method: str, query: str) -> set[str]:
+        return chosen(make_selector(method, PARAMETERS[method]).select(lake, "pool", query=query))
+
+    assert len(asked("rds_plus", "numbered")) == 60
+    assert asked("nearest_cluster", "nameless") == asked("nearest_cluster", "query")
+    with pytest.raises(UsageError, match="table 'nameless' has no column 'id'"):
+        asked("rds_plus", "nameless")
 
 
 def test_parameters_cannot_be_changed_after_construction() -> None:

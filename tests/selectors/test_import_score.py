@@ -11,7 +11,7 @@ import pytest
 
 from datas3_ray import exchange
 from datas3_ray.errors import UsageError
-from datas3_ray.selectors import ImportScore, make_selector, score_files
+from datas3_ray.selectors import ClipScore, Expert, ImportScore, make_selector, score_files
 
 
 @pytest.fixture
@@ -118,8 +118,24 @@ def test_files_that_say_nothing_of_the_rows(lake, pool, tmp_path, kind) -> None:
     assert lake.names() == ["pool"]
 
 
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
+def test_a_threshold_is_met_by_a_row_of_just_that_value_however_it_is_stored(lake, make_pool, tmp_path, kind) -> None:
+    ids = [f"{i:02}" for i in range(14)]
+    tenths = pa.array([i / 10 for i in range(14)]).cast(kind)
+    make_pool(lake, "tenths", ids, np.ones((14, 2)), value=tenths)
+    parquet.write_table(pa.table({"id": ids, "value": tenths}), tmp_path / "tenths.parquet")
+    for file in (None, str(tmp_path / "tenths.parquet")):
+        best = ImportScore(score_column="value", file=file, threshold=0.7).select(lake, "tenths")
+        assert best.ids().to_pylist() == ids[7:]
+        least = ImportScore(score_column="value", file=file, threshold=0.3, higher_is_better=False)
+        assert least.select(lake, "tenths").ids().to_pylist() == ids[:4]
+    assert len(ClipScore(score_column="value", threshold=0.7).select(lake, "tenths")) == 7
+    assert len(Expert("value >= 0.7").select(lake, "tenths")) == 7
+
+
 def test_files_that_cannot_be_meant(lake, pool, tmp_path) -> None:
     file = write(tmp_path, "csv", ["001"], ["high"])
+    parquet.write_table(pa.table({"key": ["001", "a\0b"], "el2n": [1.0, 2.0]}), tmp_path / "nul.parquet")
     parquet.write_table(
         pa.table({"key": ["001", None], "el2n": [1.0, 2.0], "text": ["a", "b"]}), tmp_path / "n.parquet"
     )
@@ -129,6 +145,7 @@ def test_files_that_cannot_be_meant(lake, pool, tmp_path) -> None:
         ({"file": file, "id_column": "id"}, "scores.csv' has no column 'id'; it has: key, other, el2n"),
         ({"file": file, "score_column": "el2m"}, "has no column 'el2m'.*Did you mean 'el2n'"),
         ({"file": file}, "scores.csv' cannot be read: .*'high'"),
+        ({"file": str(tmp_path / "nul.parquet")}, "nul.parquet' has an id with a NUL byte in column 'key'"),
         ({"file": nulls}, "n.parquet' has 1 rows or more without an id in column 'key'"),
         ({"file": nulls, "score_column": "text"}, "column 'text' of .* is string; a column of numbers is needed"),
         ({"file": str(tmp_path / "broken.parquet")}, "broken.parquet' cannot be read"),

@@ -249,18 +249,18 @@ def test_an_update_may_take_another_size_its_own_name_and_no_new_rows(lake, make
     assert third.to_arrow().equals(whole.to_arrow())
 
 
-@pytest.mark.parametrize("change", ["deleted", "held out", "many", "rule"])
+@pytest.mark.parametrize("change", ["deleted", "held out", "held out, by a column", "many", "rule"])
 def test_an_update_that_more_than_new_rows_needs_compares_all(lake, make_pool, change) -> None:
     vectors = near_duplicates(120, 6)
-    make_pool(lake, "pool", [f"{i:03}" for i in range(120)], vectors, fragments=3)
-    rule = {"rule": "leader"} if change == "rule" else {}
+    make_pool(lake, "pool", [f"{i:03}" for i in range(120)], vectors, fragments=3, sharpness=np.arange(120.0))
+    rule = {"rule": {"rule": "leader"}, "held out, by a column": {"keep": "sharpness"}}.get(change, {})
     selector = SemDeDup(column="vec", clusters=3, eps=0.05, **rule)
     first = selector.select(lake, "pool", name="first")
     rows = 80 if change == "many" else 3
-    make_pool(lake, "pool", [f"n{i}" for i in range(rows)], vectors[:rows])
+    make_pool(lake, "pool", [f"n{i}" for i in range(rows)], vectors[:rows], sharpness=np.zeros(rows))
     if change == "deleted":
         lake.table("pool").dataset.delete("id in ('007', '050')")
-    if change == "held out":
+    if change.startswith("held out"):
         from datas3_ray.lake.splits import Split, split_table
 
         split_table(lake, "pool", "test", Split(where="id in ('007', '050')"))
