@@ -91,8 +91,9 @@ def test_a_pool_that_grew_is_exported_as_it_was(lake, make_pool, tmp_path: Path)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl", ".txt"])
-def test_a_pool_without_rows_is_a_file_without_rows(lake, make_pool, tmp_path: Path, suffix: str) -> None:
-    make_pool(lake, "pool", [], np.ones((0, 6)), n=pa.array([], pa.int64()))
+def test_a_pool_without_rows_is_a_file_without_rows(lake, tmp_path: Path, suffix: str) -> None:
+    columns = [("id", pa.string()), ("n", pa.int64()), ("vec", pa.list_(pa.float32(), 6))]
+    lake.add("pool", pa.schema(columns).empty_table())
     assert len(Everything().select(lake, "pool", name="none")) == 0
     path = tmp_path / f"none{suffix}"
     assert export_selection(lake, "none", path) == 0
