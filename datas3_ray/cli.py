@@ -53,7 +53,9 @@ def run(
 
     loaded = load_recipe(recipe, set_ or [])
     if not dry_run:
-        out.print(f"[bold]{loaded.name}[/bold]: lake {loaded.lake.uri}", highlight=False)
+        out.print(
+            f"[bold]{_escape(loaded.name)}[/bold]: lake {_escape(loaded.lake.uri)}", highlight=False, soft_wrap=True
+        )
     run_recipe(loaded, dry_run=dry_run, replace=replace, say=_line)
 
 
@@ -78,7 +80,7 @@ def quickstart(
         ("search in plain LanceDB", f"lancedb.connect({recipe.lake.uri!r}).open_table('pool').search(vector)"),
         ("the recipe it ran", "pipelines/quickstart.yaml"),
     ):
-        out.print(f"  {what:<26} {where}", highlight=False, soft_wrap=True)
+        _line(f"  {what:<26} {where}")
 
 
 @app.command("ls")
@@ -120,7 +122,7 @@ def show(
     for field in table.schema:
         encoder = table.encoder(field.name)
         made = f"  [dim]{encoder.get('family')} {encoder.get('model')}[/dim]" if encoder else ""
-        out.print(f"  {field.name:<24} {field.type}{made}", highlight=False)
+        out.print(f"  {_escape(field.name):<24} {_escape(str(field.type))}{made}", highlight=False)
     if lineage:
         out.print("[bold]lineage[/bold]")
         out.print_json(json.dumps(lineage, default=str))
@@ -168,7 +170,7 @@ def export(
     from datas3_ray.lake.export import export_selection
 
     count = export_selection(_lake(lake), selection, to)
-    out.print(f"{count} rows of selection '{selection}' written to {to}", highlight=False)
+    _line(f"{count} rows of selection '{selection}' written to {to}")
 
 
 @app.command()
@@ -181,7 +183,7 @@ def report(
     from datas3_ray.report import write_report
 
     path = write_report(_lake(lake), to, selections=selection)
-    out.print(f"page written: {path}", highlight=False, soft_wrap=True)
+    _line(f"page written: {path}")
 
 
 register_benchmark(app)
@@ -278,11 +280,11 @@ def _print(rows: list[dict[str, Any]], as_json: bool, empty: str) -> None:
         return
     if not rows:
         if empty:
-            out.print(empty, highlight=False)
+            _line(empty)
         return
     table = RichTable(box=None, header_style="bold", pad_edge=False)
     for column in rows[0]:
-        table.add_column(column, justify="right" if isinstance(rows[0][column], (int, float)) else "left")
+        table.add_column(_escape(column), justify="right" if isinstance(rows[0][column], (int, float)) else "left")
     for row in rows:
         table.add_row(*[_cell(value) for value in row.values()])
     out.print(table)

@@ -67,6 +67,34 @@ def test_query_finds_the_row_itself_first(filled, capsys) -> None:
     assert all(row["label"] == "a" for row in rows)
 
 
+def test_query_of_copies_begins_with_the_row_itself(lake, make_pool, capsys) -> None:
+    """A vector without a direction is like nothing, and that is said."""
+    make_pool(lake, "copies", ["d", "b", "c", "a", "zero"], [[1, 0], [1, 0], [2, 0], [0, 1], [0, 0]])
+
+    def found(like: str, *words: str) -> list[str]:
+        command = ["query", "copies", "--like", like, "--lake", lake.uri, "--json", *words]
+        return [row["id"] for row in json.loads(datas3(*command, capsys=capsys)[1])]
+
+    assert found("c") == ["c", "b", "d", "a"]
+    assert found("c", "--limit", "1") == ["c"]
+    assert found("c", "--where", "id != 'c' -- not itself") == ["b", "d", "a"]
+    status, _, said = datas3("query", "copies", "--like", "zero", "--lake", lake.uri, capsys=capsys)
+    assert status == 2 and "the vector of row 'zero' in column 'vec' has no direction" in said
+
+
+@pytest.mark.parametrize("name", ["kept[v2].csv", f"{'long-' * 30}.csv", "a[/b].csv"])
+def test_paths_are_said_as_they_are(filled, tmp_path, capsys, monkeypatch, name) -> None:
+    from rich.console import Console
+
+    monkeypatch.setattr(cli, "out", Console(width=80, file=None))
+    path = tmp_path / "x[bold]" / name
+    path.parent.mkdir(parents=True)  # of "a[/b].csv" two folders
+    said = datas3("export", "some", str(path), "--lake", filled.uri, capsys=capsys)[1]
+    assert said == f"10 rows of selection 'some' written to {path}\n"
+    said = datas3("report", "--to", f"{path}.html", "--lake", filled.uri, capsys=capsys)[1]
+    assert said == f"page written: {path}.html\n"
+
+
 def test_diff(filled, capsys) -> None:
     (row,) = json.loads(datas3("diff", "all", "some", "--lake", filled.uri, "--json", capsys=capsys)[1])
     assert (row["first"], row["second"], row["both"], row["only_first"], row["only_second"]) == (40, 10, 10, 30, 0)

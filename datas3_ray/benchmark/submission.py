@@ -34,7 +34,7 @@ from datas3_ray import __version__
 from datas3_ray.benchmark.leaderboard import Leaderboard, counted, leaderboard, plain_cell, set_key
 from datas3_ray.errors import UsageError, did_you_mean, require_file_name
 from datas3_ray.lake.schemas import RESULTS
-from datas3_ray.lake.storage import public_uri
+from datas3_ray.lake.storage import URI, public_uri
 
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake, Selection, Table
@@ -47,7 +47,6 @@ LEFT_OUT = ("checkpoint", "error")
 _SECRET = re.compile(
     r"(.*[_-])?(secrets?|tokens?|passwords?|passwd|credentials?|api_?key|access_?key(_id)?|secret_access_key|sas)", re.I
 )
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>]+")
 _LOCAL = re.compile(
     r"(?:file:(?://[^/]*)?|(?P<scheme>local-dir:|(?!file:)[a-z][\w+.\-]*:(?!//[^/]))?)(?P<path>~[^/]*/.*|/.*)",
     re.I | re.S,
@@ -237,7 +236,7 @@ def cleaned(value: Any) -> Any:
         local = _LOCAL.fullmatch(value)
         if local is not None:
             return (local["scheme"] or "") + local["path"].rstrip("/").rpartition("/")[2]
-        return _URI.sub(lambda found: _public(found.group(0)), value)
+        return URI.sub(lambda found: _public(found.group(0)), value)
     return value
 
 

@@ -36,7 +36,7 @@ _WRONG_FORM = (
     AttributeError,
     IndexError,
     RecursionError,
-    OverflowError,
+    ArithmeticError,
     pa.ArrowException,
 )
 
@@ -182,6 +182,12 @@ def _lineage(submission: Submission) -> str:
             raise Fault(f"{where} has {trial['test_rows']:,} test rows, of a table of {rows:,}")
         if not 0 < trial["train_rows"] <= trial["subset_size"]:
             raise Fault(f"{where} was trained on {trial['train_rows']:,} of the {trial['subset_size']:,} rows it chose")
+    for name, tables in manifest.deployments.items():
+        scored = [trial for trial in submission.trials if trial["deployment"] == name]
+        made = submission.lineages
+        asked = {trial["lineage"].get("query") or made[trial["selection"]].get("query") for trial in scored}
+        if tables.query not in asked:
+            raise Fault(f"the query of deployment '{name}' is said to be '{tables.query}', which no trial of it had")
     return "every trial has the fingerprint of its selection, and the test table of its deployment"
 
 

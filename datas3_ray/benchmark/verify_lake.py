@@ -11,12 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datas3_ray.benchmark.archive import Fault
-from datas3_ray.benchmark.submission import contents, plain_trial
+from datas3_ray.benchmark.submission import cleaned, contents, plain_trial
 from datas3_ray.benchmark.submission_form import Submission
 from datas3_ray.errors import Datas3Error
 
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake, Table
+
+_MADE_BY = ("method", "parameters", "table", "within", "query", "size", "counts")
+"""Of a lineage what the selection of one fingerprint has but one of."""
 
 
 def same_tables(submission: Submission, lake: Lake) -> str:
@@ -59,14 +62,19 @@ def eligible(submission: Submission, lake: Lake) -> str:
 
 
 def same_selections(submission: Submission, lake: Lake) -> str | None:
-    """Where the lake has the selection, it keeps the same rows."""
+    """Where the lake has the selection, it keeps the same rows; and is made in the same way, if it is the very same."""
     names = set(lake.names("selection")) & set(submission.ids)
     for name in sorted(names):
-        # Fingerprints tell nothing here: those of another lake that was made of the same data are other ones.
-        theirs = sorted(lake.selection(name).ids().to_pylist())
+        # Other fingerprints tell nothing here: those of another lake that was made of the same data are other ones.
+        known = lake.selection(name)
+        theirs = sorted(known.ids().to_pylist())
         if theirs != submission.ids[name]:
             apart = set(theirs) ^ set(submission.ids[name])
             raise Fault(f"selection '{name}' of the lake has other ids: {len(apart):,} are in one and not the other")
+        mine, made = submission.lineages[name], cleaned(known.lineage())
+        other = _other_key(*({key: each.get(key) for key in _MADE_BY} for each in (mine, made)))
+        if other is not None and mine["fingerprint"] == made["fingerprint"]:
+            raise Fault(f"selection '{name}': {other} of its lineage is another one in the lake")
     missing = len(submission.ids) - len(names)
     return (
         f"{len(names)} selections have the same ids there" + (f", {missing} are not there" if missing else "")

@@ -20,6 +20,8 @@ from datas3_ray.lake.view import aligned_part
 from datas3_ray.runtime import gather, remote
 
 PARTS = "parts"
+_OF_NOTHING = {"selection": pa.schema([ID, ("keep", pa.bool_())])}
+"""What every table of a kind has, for one that was made of a table without rows."""
 
 
 def write_aligned(
@@ -49,7 +51,8 @@ def write_aligned(
     for fragment_id, (_, texts) in zip(fragment_ids, written, strict=True):
         positions.append((fragment_id, list(range(len(fragments), len(fragments) + len(texts)))))
         fragments.extend(texts)
-    schema = with_kind(written[0][0] if written else pa.schema([ID]), kind, {**lineage(tallies), PARTS: positions})
+    found = written[0][0] if written else _OF_NOTHING.get(kind, pa.schema([ID]))
+    schema = with_kind(found, kind, {**lineage(tallies), PARTS: positions})
     commit(uri, fragments, schema, overwrite=True, commit_id=uuid.uuid4().hex, options=lake.options)
     return lake.table(name)
 

@@ -30,8 +30,8 @@ def export_selection(lake: Lake, name: str, path: Path) -> int:
     Raises
     ------
     UsageError
-        For another suffix, a folder that does not exist, a folder in place of a file, or a pool that is not there as it
-        was when the selection was made.
+        For another suffix, a folder that does not exist, a folder in place of a file, ids that no line holds, or a pool
+        that is not there as it was when the selection was made.
     """
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
@@ -42,12 +42,16 @@ def export_selection(lake: Lake, name: str, path: Path) -> int:
     selection = lake.selection(name)
     pool = pool_then(lake, selection)
     ids = selection.ids()
+    if suffix == ".txt" and pc.any(pc.match_substring_regex(ids, r"[\r\n]")).as_py():
+        raise UsageError(f"cannot export to {path}: an id has a line break in it, and a .txt file is one id a line.")
+    columns = _columns(pool, suffix)
     partial = path.with_name(path.name + ".part")
     count = 0
     try:
         with partial.open("wb") as file, ExitStack() as closed:
             write = _writer(suffix, file, closed)
-            for rows in _rows(pool, _columns(pool, suffix), ids):
+            write(pool.schema.empty_table().select(columns))
+            for rows in _rows(pool, columns, ids):
                 count += rows.num_rows
                 write(rows)
         partial.replace(path)

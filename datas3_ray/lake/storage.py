@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow as pa
 
@@ -18,6 +18,8 @@ StorageOptions = dict[str, str]
 # Lance logs "no existing dataset" as a warning whenever a table is made.
 os.environ.setdefault("LANCE_LOG", "error")
 
+URI = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>]+")
+"""A uri within a text."""
 COMMIT_ID = "datas3:commit"
 MAX_ROWS_PER_FRAGMENT = 1 << 20
 KEPT = "what was committed before stays"
@@ -183,7 +185,17 @@ def public_uri(uri: str) -> str:
     >>> public_uri("/data/a?b.tar")
     '/data/a?b.tar'
     """
-    if "://" not in uri:
+    scheme, there, rest = uri.partition("://")
+    if not there:
         return uri
-    parts = urlsplit(uri)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    host, slash, path = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+
+
+def public_text(text: str) -> str:
+    """A text whose uris are without what may be secret.
+
+    >>> public_text("'s3://me:key@bucket/a.tar' is not there")
+    "'s3://bucket/a.tar' is not there"
+    """
+    return URI.sub(lambda found: public_uri(found.group(0)), text)

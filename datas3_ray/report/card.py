@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from datas3_ray.errors import Datas3Error
 from datas3_ray.lake import Lake, Selection, Table
+from datas3_ray.lake.storage import public_text
 from datas3_ray.report import formats
 from datas3_ray.report.facts import pretty
 from datas3_ray.report.figures import Segment, histogram, paired_bar, stacked_bar
@@ -200,7 +201,9 @@ def card(lake: Lake, drafted: Draft, album: Album, number: int) -> Card:
         dropped=found.dropped,
         bar=stacked_bar(segments),
         segments=segments,
-        parameters=[(k.replace("_", " "), formats.plain(v)) for k, v in parameters.items() if v is not None],
+        parameters=[
+            (k.replace("_", " "), public_text(formats.plain(v))) for k, v in parameters.items() if v is not None
+        ],
         facts=_facts(lineage),
         figures=figures,
         tables=tables,
@@ -221,8 +224,8 @@ def card(lake: Lake, drafted: Draft, album: Album, number: int) -> Card:
         else "",
         pictureless=bool(shots) and not any(shot.picture.thumb for shot in shots),
         notes=notes,
-        lineage=_limited(pretty(lineage)),
-        recipe=recipe_step(selection.name, lineage),
+        lineage=_limited(public_text(pretty(lineage))),
+        recipe=public_text(recipe_step(selection.name, lineage)),
     )
 
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from datas3_ray.lake import Lake, Table
 from datas3_ray.lake.ledger import quarantine_name
-from datas3_ray.lake.storage import public_uri
+from datas3_ray.lake.storage import public_text, public_uri
 from datas3_ray.sources.base import REASONS
 
 EXAMPLES = 2
@@ -101,7 +101,7 @@ def _rejects(lake: Lake, name: str) -> list[Reject]:
             held = examples.setdefault(entry["values"], [])
             if len(held) < EXAMPLES:
                 these = batch.filter(pc.equal(reasons, entry["values"])).slice(0, EXAMPLES - len(held))
-                held.extend((_where(row), str(row.get("error") or "")) for row in these.to_pylist())
+                held.extend((_where(row), public_text(str(row.get("error") or ""))) for row in these.to_pylist())
     ranked = sorted(rows.items(), key=lambda item: (-item[1], item[0]))
     return [Reject(reason, REASONS.get(reason, ""), n, examples[reason]) for reason, n in ranked]
 

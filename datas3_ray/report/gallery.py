@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from datas3_ray.lake import Table
+from datas3_ray.lake.storage import public_text
 from datas3_ray.report.formats import shorten
 from datas3_ray.sources.base import SampleError
 from datas3_ray.sources.fetch import fetch_images
@@ -149,7 +150,7 @@ def _reason(row: dict[str, Any], error: SampleError) -> str:
     if error.reason == "too_large":
         length = row.get("length")
         return f"{length / 2**20:.0f} MiB is too large for a thumbnail" if length else "too large for a thumbnail"
-    return shorten(f"cannot be shown: {error.message}", 200)
+    return shorten(f"cannot be shown: {public_text(error.message)}", 200)
 
 
 def _batches(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -18,7 +18,7 @@ from datas3_ray import __version__
 from datas3_ray.benchmark.paper_rows import PaperCell, published
 from datas3_ray.errors import UsageError, require_file_name
 from datas3_ray.lake import Lake, Selection
-from datas3_ray.lake.storage import public_uri
+from datas3_ray.lake.storage import public_text, public_uri
 from datas3_ray.report import formats
 from datas3_ray.report.board import Board, boards
 from datas3_ray.report.card import Card, card, draft
@@ -218,7 +218,7 @@ def _facts(identity: dict[str, Any]) -> list[tuple[str, str]]:
             facts += [(f"{key} {name}", inner) for name, inner in value.items()]
         else:
             facts.append((key, value))
-    return [(name.replace("_", " "), formats.plain(value)) for name, value in facts]
+    return [(name.replace("_", " "), public_text(formats.plain(value))) for name, value in facts]
 
 
 @cache

@@ -14,6 +14,8 @@ from datas3_ray.report.sampling import First, hash_ids
 
 BINS = 40
 BATCH_ROWS = 1 << 16
+WIDEST = float(np.finfo(np.float64).max / 4)
+"""Scores further from zero are beyond the histogram's axis, whose length is a number too."""
 SIMILARITY = "max_similarity"
 PARTNER = "duplicate_of"
 
@@ -159,6 +161,7 @@ def _scores(rows: pa.Table) -> np.ndarray:
 
 def _histogram(selection: Selection, low: float, high: float, missing: int) -> Histogram:
     """Histogram over the range that holds all but a few rows: a long tail must not squeeze the rest into one bin."""
+    low, high = np.clip((low, high), -WIDEST, WIDEST).tolist()
     whole = tried = _fine_counts(selection, low, high)
     for _ in range(3):
         fine, edges, beyond = tried

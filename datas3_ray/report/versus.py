@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup
 
@@ -20,6 +21,7 @@ SHAPES = 4
 RADIUS = 5.0
 _NEAR = 7.0
 _APART = 9.0
+_WIDE = 90.0
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Mark:
     """One method in a panel. ``look`` numbers its colour and shape; None for a published row.
 
     ``score`` is the honest score, ``paper_style`` the other one; either may be None. ``low`` and ``high`` are the ends
-    of the bar through the honest score.
+    of the bar through the honest score. ``best`` is of the honest scores, or of the others where only those are shown.
     """
 
     name: str
@@ -130,12 +132,14 @@ def _mark(axes: Axes, mark: Mark, x: float) -> Markup:
         lines = [(x, x, top, bottom), (x - 3, x + 3, top, top), (x - 3, x + 3, bottom, bottom)]
         for x1, x2, y1, y2 in lines:
             body += Markup('<line class="bar" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(x1, x2, y1, y2)
+    shown = mark.paper_style if mark.score is None else mark.score
+    if mark.best and shown is not None:
+        ring = '<circle class="halo" cx="{:.1f}" cy="{:.1f}" r="{}"/>'
+        body += Markup(ring).format(x, axes.y(shown), RADIUS + 3.5)
     if mark.paper_style is not None and mark.paper_style != mark.score:
         body += _shape(x, axes.y(mark.paper_style), mark.look, hollow=True)
     if mark.score is not None:
         y = axes.y(mark.score)
-        if mark.best:
-            body += Markup('<circle class="halo" cx="{:.1f}" cy="{:.1f}" r="{}"/>').format(x, y, RADIUS + 3.5)
         body += _shape(x, y, mark.look)
         if arrow := axes.beyond(mark.score):
             body += Markup('<text class="label" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(
@@ -168,17 +172,20 @@ def _cross(x: float, y: float) -> Markup:
 
 def _words(mark: Mark) -> str:
     said = [mark.name + (" (paper)" if mark.look is None else "")]
+    best = " (best)" if mark.best else ""
     if mark.score is not None:
-        best = " (best)" if mark.best else ""
         bar = f" [{formats.score(mark.low)} to {formats.score(mark.high)}]" if mark.low is not None else ""
         said.append(f"{formats.score(mark.score)}{bar}{best}")
     if mark.paper_style is not None:
-        said.append(f"paper-style {formats.score(mark.paper_style)}")
+        said.append(f"paper-style {formats.score(mark.paper_style)}{best if mark.score is None else ''}")
     return f"{', '.join(said)}, with {mark.size:,} rows"
 
 
 def _apart(places: Sequence[float]) -> list[float]:
-    """Markers of nearly one size side by side, so that bars do not lie on each other, and inside the panel."""
+    """Markers of nearly one size side by side, so that bars do not lie on each other.
+
+    However many there are they stay near their size, inside the panel, and on their side of larger and smaller ones.
+    """
     moved = list(places)
     order = sorted(range(len(places)), key=lambda i: (places[i], i))
     groups: list[list[int]] = []
@@ -187,10 +194,12 @@ def _apart(places: Sequence[float]) -> list[float]:
             groups[-1].append(i)
         else:
             groups.append([i])
-    for group in groups:
+    borders = [(places[a[-1]] + places[b[0]]) / 2 for a, b in pairwise(groups)]
+    ends = pairwise([LEFT + 8, *borders, WIDTH - RIGHT - 8])
+    for group, (left, right) in zip(groups, ends, strict=True):
         middle = math.fsum(places[i] for i in group) / len(group)
-        wide = (len(group) - 1) * _APART / 2
-        middle = min(max(middle, LEFT + 8 + wide), max(WIDTH - RIGHT - 8 - wide, LEFT + 8 + wide))
+        wide = min((len(group) - 1) * _APART, _WIDE, right - left) / 2
+        middle = min(max(middle, left + wide), right - wide)
         for place, i in enumerate(group):
-            moved[i] = middle - wide + place * _APART
+            moved[i] = middle - wide + 2 * wide * place / max(len(group) - 1, 1)
     return moved

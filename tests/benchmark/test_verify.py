@@ -133,6 +133,20 @@ def change_lineage(members: Members) -> None:
     put(members, name, members[name].replace(b'"fingerprint": "', b'"fingerprint": "0'))
 
 
+def change_parameters(members: Members) -> None:
+    name = "selections/some/lineage.json"
+    made = json.loads(members[name])
+    put(members, name, json.dumps({**made, "parameters": {**made["parameters"], "seed": 7}}).encode())
+
+
+def hide_the_query(members: Members) -> None:
+    manifest_of(members, lambda manifest: manifest["deployments"]["north"].update({"query": None}))
+
+
+def no_loss(members: Members) -> None:
+    put_trials(members, lambda trials: [trial["lineage"].update(validation_loss=None) for trial in trials])
+
+
 def change_table(members: Members) -> None:
     manifest_of(members, lambda manifest: manifest["tables"]["north-test"].update({"fingerprint": "0" * 32}))
 
@@ -225,6 +239,8 @@ def no_lineage(members: Members) -> None:
         (mark_another, {"winners", "cells"}, {"trials in the lake"}),
         (drop_a_trial, {"grid"}, set()),
         (change_lineage, {"lineage"}, set()),
+        (change_parameters, set(), {"selections in the lake"}),
+        (hide_the_query, {"lineage"}, set()),
         (change_table, set(), {"tables in the lake"}),
         (add_member, {"manifest"}, set()),
         (add_listed_member, {"manifest"}, set()),
@@ -318,6 +334,12 @@ def test_a_trial_without_lineage_fails_checks_and_breaks_none(packed: Packed, tm
     no_lineage(members)
     found = failing(verify(write(tmp_path / "x.zip", members)))
     assert "lineage" in found and "grid" in found
+
+
+def test_losses_that_are_missing_break_no_check(swept: Lake, packed: Packed, tmp_path: Path) -> None:
+    members = read(packed.path)
+    no_loss(members)
+    assert "trials in the lake" in failing(verify(write(tmp_path / "x.zip", members), swept))
 
 
 def test_what_a_file_says_does_nothing_to_a_terminal(packed: Packed, tmp_path: Path) -> None:

@@ -88,3 +88,26 @@ def test_a_pool_that_grew_is_exported_as_it_was(lake, make_pool, tmp_path: Path)
     make_pool(lake, "pool", ["r6"], np.ones((1, 6)), n=[6])
     assert export_selection(lake, "old", tmp_path / "old.txt") == 6
     assert (tmp_path / "old.txt").read_text().split() == IDS
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl", ".txt"])
+def test_a_pool_without_rows_is_a_file_without_rows(lake, tmp_path: Path, suffix: str) -> None:
+    columns = [("id", pa.string()), ("n", pa.int64()), ("vec", pa.list_(pa.float32(), 6))]
+    lake.add("pool", pa.schema(columns).empty_table())
+    assert len(Everything().select(lake, "pool", name="none")) == 0
+    path = tmp_path / f"none{suffix}"
+    assert export_selection(lake, "none", path) == 0
+    if suffix == ".parquet":
+        assert pq.read_table(path).schema.names == ["id", "n"]
+    else:
+        assert path.read_text() == ('"id","n"\n' if suffix == ".csv" else "")
+
+
+def test_an_id_with_a_line_break_is_no_line(lake, make_pool, tmp_path: Path) -> None:
+    make_pool(lake, "pool", ["a\nb", "c"], np.eye(2))
+    Everything().select(lake, "pool", name="all")
+    with pytest.raises(UsageError, match=r"an id has a line break in it, and a \.txt file is one id a line"):
+        export_selection(lake, "all", tmp_path / "kept.txt")
+    assert export_selection(lake, "all", tmp_path / "kept.csv") == 2
+    with (tmp_path / "kept.csv").open(newline="") as file:
+        assert [row["id"] for row in csv.DictReader(file)] == ["a\nb", "c"]

@@ -19,6 +19,7 @@ from datas3_ray.benchmark import PaperCell
 from datas3_ray.errors import UsageError
 from datas3_ray.lake.schemas import RESULTS
 from datas3_ray.report.board_page import write_leaderboard
+from datas3_ray.report.scatter import RIGHT, WIDTH
 from datas3_ray.report.versus import Mark, _apart, legend, versus
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=timezone.utc)
@@ -119,10 +120,25 @@ def test_marks_of_one_size_stand_apart_and_inside() -> None:
     places = _apart([100.0, 100.0, 101.0, 300.0])
     assert places[3] == 300.0 and sorted(places[:3])[1] - sorted(places[:3])[0] >= 9
     assert max(_apart([360.0] * 5)) <= 360.0
+    crowded = _apart([50.0, *[300.0] * 60, 320.0, 330.0])
+    assert crowded == sorted(crowded) and min(crowded) >= 50.0 and max(crowded) <= WIDTH - RIGHT
+    assert max(crowded[1:61]) - min(crowded[1:61]) <= 90.0
     looks = {str(key.picture) for key in legend([str(i) for i in range(32)], both=False)[:32]}
     assert len(looks) == 32
     plot = versus([Mark("a", 0, 5, 0.5)], reference=None, metric="mse", deployment="d")
     assert "a, 0.5000, with 5 rows" in plot
+
+
+@pytest.mark.parametrize("scoring", ["both", "honest", "paper"])
+def test_the_best_has_the_ring_that_the_legend_speaks_of(
+    trials: list[dict[str, Any]], tmp_path: Path, scoring: str
+) -> None:
+    text = page(tmp_path, trials, scoring=scoring)
+    panels = re.findall(r"<figure>(.*?)</figure>", text, re.S)
+    assert "ring: the best" in text and panels
+    for panel in panels:
+        (best,) = re.findall(r'<g class="mark [^"]*"><title>([^<]*)</title>(?:(?!</g>).)*class="halo"', panel)
+        assert "(best)" in best
 
 
 def test_headings_sort_the_table(trials: list[dict[str, Any]], tmp_path: Path) -> None:

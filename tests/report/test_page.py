@@ -161,6 +161,34 @@ def test_hostile_text_stays_text(
     assert len(dom.all("use")) >= 48
 
 
+def test_no_secret_of_a_uri_is_on_the_page(
+    tmp_path: Path, image_rows: Callable[..., pa.Table], select: Callable[..., None]
+) -> None:
+    uri = "https://me:hush-user@host/a.jpg?token=hush-token"
+    lake = Lake(tmp_path / "lake")
+    rows = image_rows(tmp_path / "data")
+    places = [f"no-such-protocol://me:hush-user@host/{i}?token=hush-token" for i in range(ROWS)]
+    lake.write("pool", rows.set_column(1, "uri", pa.array(places)), kind="image")
+    reject = {"uri": uri, "offset": 0, "reason": "unreadable_file", "error": f"403 for '{uri}'"}
+    lake.write("pool.quarantine", pa.Table.from_pylist([reject], schema=QUARANTINE), kind="quarantine")
+    select(lake, "near", np.arange(ROWS) < 5, parameters={"words": uri, "size": 0.5})
+    text = page(lake, tmp_path)
+    assert "hush" not in text
+    assert text.count("https://host/a.jpg") >= 5  # where it was, the error, the parameter, its step and its record
+
+
+def test_the_legend_of_a_histogram_says_which_bar_is_below(full: Lake, tmp_path: Path) -> None:
+    """Bars of a bin stand on each other: the one whose foot is lower is the one below."""
+    card = card_of(page(full, tmp_path), "half")
+    plot = re.search(r'<svg class="plot".*?</svg>(.*?)</ul>', card, re.S)
+    assert plot
+    both = next(group for group in re.findall(r"<g>(.*?)</g>", plot.group(0)) if group.count("<rect") == 2)
+    heights = {css: float(y) for css, y in re.findall(r'<rect class="(\w+)" x="[\d.]+" y="([\d.]+)"', both)}
+    lower = max(heights, key=heights.__getitem__)
+    said = dict(re.findall(r'<rect class="(\w+)"[^>]*/></svg>\w+ \((\w+)\)', plot.group(1)))
+    assert said == {lower: "below", ({"kept", "dropped"} - {lower}).pop(): "above"}
+
+
 def test_numbers_are_the_lakes(full: Lake, tmp_path: Path) -> None:
     text = page(full, tmp_path)
     dom = Dom(text)

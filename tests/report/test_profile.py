@@ -70,6 +70,14 @@ def test_scores_that_are_nearly_all_equal_show_their_whole_range(empty: Lake, sc
     assert (h.kept.sum(), h.dropped.sum(), h.beyond) == (500, 500, 0)
 
 
+def test_scores_as_far_apart_as_numbers_can_be_have_a_histogram(empty: Lake) -> None:
+    score = np.where(np.arange(1000) % 4 == 0, np.finfo(np.float64).max, np.finfo(np.float64).min)
+    found = profile(save(empty, "s", {"id": IDS, "keep": score > 0, "score": score}), samples=1, pairs=1, seed=0)
+    h = found.histogram
+    assert h is not None and np.isfinite(h.edges).all() and h.beyond == 1000
+    assert (h.kept.sum(), h.kept[-1], h.dropped.sum(), h.dropped[0]) == (250, 250, 750, 750)
+
+
 def test_no_score_no_histogram(empty: Lake) -> None:
     keep = [True] * 1000
     nothing = pa.nulls(1000, pa.float64())
