@@ -348,9 +348,25 @@ def _without(value: dict[str, Any], path: list[str]) -> dict[str, Any]:
 
 def _json(value: Any) -> str:
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        try:
+            return _dumps(value)
+        except ValueError:  # 1e999 is a number in JSON, infinity in Python, and none when it is written again
+            return _dumps(_finite(value))
     except RecursionError:
         raise BadValue("the .json member is nested too deeply to be kept") from None
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """The value with null in the place of numbers that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _clean(text: str) -> str:
