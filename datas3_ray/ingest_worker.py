@@ -156,13 +156,15 @@ class ShardWorker:
         """Ready vectors as batches of the table's schema, without the rows that cannot be in it."""
         seen = _Seen()
         start = 0
+        bad: list[int] = []  # rows among or before those of the next table
         for rows in source.read_rows(shard):
             if isinstance(rows, Reject):
                 output.add_reject(rows)
-                start += bool(rows.key)  # one row of the shard, not its end
+                bad.append(rows.offset)
                 continue
-            offsets = pa.array(np.arange(start, start + rows.num_rows))
-            start += rows.num_rows
+            end = start + rows.num_rows + len(bad)
+            offsets = pa.array(np.setdiff1d(np.arange(start, end), bad))
+            start, bad = end, []
             good = _sound(rows, offsets, shard, seen, output)
             yield from self._completed(good, shard).to_batches()
 
