@@ -63,8 +63,7 @@ class Manifest(Files, FileSource):
         """Every row, sorted by id.
 
         Raises UsageError for a manifest that cannot be read, a column that is not there, and rows with the same id.
-        So is a manifest of local files of which none is there. A row that names no file is an item whose reading gives
-        a Reject.
+        A row that names no file is an item whose reading gives a Reject.
         """
         entries: list[_Entry] = []
         known: dict[str, None] = {}
@@ -78,7 +77,6 @@ class Manifest(Files, FileSource):
             raise UsageError(f"manifest: {', '.join(self.manifest)!r} has no rows.")
         if known and not any(kind_of(file.uri) in _JSON for file in files):  # whose rows have keys of their own
             self.columns.check(known, f"manifest {files[0].uri!r}")
-        _check_there(entries)
         stems = Counter(stem(path) for path in {entry.path for entry in entries if entry.path})
         items: list[Item] = []
         first: dict[str, int] = {}
@@ -114,15 +112,6 @@ class _Entry(NamedTuple):
     size: int
     fingerprint: str
     members: str
-
-
-def _check_there(entries: list[_Entry]) -> None:
-    """Raises UsageError where every file is a local one that does not exist; rows that name none say nothing."""
-    uris = [entry.uri for entry in entries if entry.uri != entry.manifest]
-    if uris and not any(is_remote(uri) or os.path.lexists(uri) for uri in uris):
-        raise UsageError(
-            f"manifest: none of the {len(uris)} files is there, such as {uris[0]!r}; correct the paths, or set `root:`."
-        )
 
 
 def _key_of(entry: _Entry, stems: Counter[str]) -> str:

@@ -55,12 +55,6 @@ def test_ranges_in_rows_after_one_that_is_a_whole_file(images: Path) -> None:
     }
 
 
-def test_none_of_the_files_is_there(images: Path) -> None:
-    with pytest.raises(UsageError, match="none of the 2 files is there, such as '/nowhere/3.jpg'.*set `root:`"):
-        manifest(images, "path\n3.jpg\ndata/1.jpg\n\n", root="/nowhere").items()
-    assert len(manifest(images, "path\n3.jpg\ngone.jpg\n").items()) == 2
-
-
 def test_a_column_that_the_table_does_not_have(images: Path) -> None:
     columns = {"site": "row.stie"}
     with pytest.raises(UsageError, match="columns: site: .* has no column 'stie'; it has site.*mean 'site'"):
