@@ -167,6 +167,19 @@ class TestReadyVectors:
         assert json.loads(json.dumps(result[1])) == result[1]
 
 
+def test_rows_of_ready_vectors_are_told_by_their_own_numbers(tmp_path) -> None:
+    import pyarrow.parquet as pq
+
+    ids = ["a", None, "c", "a", None]
+    values = pa.array([[1.0], [2.0], [3.0], [4.0], [5.0]], pa.list_(pa.float32(), 1))
+    pq.write_table(pa.table({"id": ids, "v": values, "n": ["0", "x", "x", "0", "0"]}), tmp_path / "0.parquet")
+    source = {"vectors": str(tmp_path / "0.parquet"), "columns": {"n": {"from": "row.n", "type": "int"}}}
+    maker = worker(tmp_path, {"source": source, "encoders": None})
+    done = maker.work(maker.source.shards()[0])
+    rejects = {(row["offset"], row["reason"]) for row in rows_of(tmp_path, done, "pool.quarantine").to_pylist()}
+    assert rejects == {(1, "bad_value"), (2, "bad_value"), (3, "duplicate_id"), (4, "no_id")}
+
+
 def test_a_row_of_ready_vectors_without_one_is_set_aside(tmp_path) -> None:
     import pyarrow.parquet as pq
 

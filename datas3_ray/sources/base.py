@@ -29,6 +29,7 @@ REASONS: dict[str, str] = {
     "duplicate_key": "the same key came before in this shard",
     "too_large": "a member is bigger than the source's max_bytes and was not read",
     "sparse_member": "a member is stored as a sparse file, whose bytes are not in one piece",
+    "link_member": "a member is a link to another file, without bytes of its own",
     "empty_image": "the image has no bytes",
     "bad_json": "the .json member is not JSON, or not an object",
     "bad_text": "the .txt or .cls member is not UTF-8",

@@ -7,6 +7,7 @@ import logging
 import posixpath
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from operator import attrgetter
 from typing import Annotated, Any, ClassVar
 
 import pyarrow as pa
@@ -25,7 +26,7 @@ from datas3_ray.sources.boxes import (
     only_label,
 )
 from datas3_ray.sources.coco_json import CocoFile, CocoImage, parse_coco
-from datas3_ray.sources.files import BAD, mark, read_items
+from datas3_ray.sources.files import BAD, mark, read_items, unique_keys
 from datas3_ray.sources.storage import File, Files, Patterns, find_files, list_folder, read_file
 
 logger = logging.getLogger(__name__)
@@ -86,10 +87,14 @@ class Coco(Files, FileSource):
                 listings[folder] = {
                     entry.uri: entry for entry in list_folder(folder, self.storage_options, "coco: images")
                 }
-            clashing = _clashing(found)
             for image in found.images:
-                item = self._item(found, image, folder, listings[folder], clashing)
+                item = self._item(found, image, folder, listings[folder])
                 twin = items.setdefault(item.id, item)
+                if twin is not item and twin.uri != item.uri:
+                    raise UsageError(
+                        f"coco: {twin.uri!r} and {item.uri!r} would both have the id {stem(item.id)!r}; set "
+                        f"`id_folders: {self.id_folders + 1}` so that ids keep more of the path."
+                    )
                 if twin is not item:
                     raise UsageError(
                         f"coco: the image {item.uri!r} is in {owners[item.id]!r} and again in {file.uri!r}; each image "
@@ -103,7 +108,10 @@ class Coco(Files, FileSource):
                 f"coco: none of the {len(items)} images is below {', '.join(map(repr, listings))}, such as "
                 f"{next(iter(items.values())).uri!r}; correct `images:`."
             )
-        return [items[key] for key in sorted(items)]
+        keys = unique_keys(items, lambda path: path if path == items[path].uri else stem(path))
+        return sorted(
+            (replace(item, id=key) for item, key in zip(items.values(), keys, strict=True)), key=attrgetter("id")
+        )
 
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:
         """The images of a group in their order, and a Reject in the place of each that cannot be a sample."""
@@ -111,9 +119,8 @@ class Coco(Files, FileSource):
         for item in read_items(shard, prefix, lambda _: self.storage_options, self.max_bytes):
             yield finished(item, _finish)
 
-    def _item(
-        self, found: CocoFile, image: CocoImage, folder: str, listing: Mapping[str, File], clashing: set[str]
-    ) -> Item:
+    def _item(self, found: CocoFile, image: CocoImage, folder: str, listing: Mapping[str, File]) -> Item:
+        """An image's item, whose id has the file's extension still; one that names no file has its place for id."""
         name = image.entry.get("file_name")
         fault = image.fault
         uri = place = f"{found.uri}#{image.entry.get('id')}"
@@ -128,8 +135,7 @@ class Coco(Files, FileSource):
             members[BAD] = ["bad_record", fault]
         text = json.dumps(members, separators=(",", ":"))
         file = listing.get(uri)
-        inner = uri[len(folder.rstrip("/")) + 1 :]
-        key = inner if stem(inner) in clashing else stem(inner)
+        key = uri[len(folder.rstrip("/")) + 1 :]
         fingerprint = mark(file.fingerprint if file else "missing", text)
         item_id = self.id_of("/".join([*last_folders(folder, self.id_folders), key])) if uri != place else place
         return Item(item_id, uri, file.size if file else 0, fingerprint, text)
@@ -150,10 +156,18 @@ class Coco(Files, FileSource):
 
 
 def _finish(sample: Sample) -> Sample:
-    """The sample with its boxes on the image; an entry without the image's size leaves that to its header."""
+    """The sample with its boxes on the image, whose size has to be that of the entry where both are known."""
     entries, labels = sample.extra["boxes"], sample.extra["labels"]
     record = sample.members["json"]
-    boxes, dropped = clip((Box(*entry) for entry in entries), _size(record) or image_size(sample.image))
+    size = image_size(sample.image) if entries else (0, 0)
+    drawn_on = _size(record) or size
+    if entries and drawn_on != size:
+        said, real = (f"{width} x {height}" for width, height in (drawn_on, size))
+        message = (
+            f"its entry says {said} pixels and the upright image has {real}: its boxes were drawn on another image"
+        )
+        raise SampleError("bad_record", message)
+    boxes, dropped = clip((Box(*entry) for entry in entries), size)
     record["boxes_dropped"] += dropped
     members = {"json": record}
     label = only_label([*(box.label for box in boxes), *labels])
@@ -167,17 +181,6 @@ def _size(record: Mapping[str, Any]) -> tuple[int, int] | None:
     if isinstance(width, (int, float)) and isinstance(height, (int, float)) and width > 0 and height > 0:
         return int(width), int(height)
     return None
-
-
-def _clashing(found: CocoFile) -> set[str]:
-    """Names without extension that several files of one data set have: their ids keep the extension."""
-    owners: dict[str, str] = {}
-    clashing = set()
-    for image in found.images:
-        name = image.entry.get("file_name")
-        if isinstance(name, str) and owners.setdefault(stem(posixpath.normpath(name)), name) != name:
-            clashing.add(stem(posixpath.normpath(name)))
-    return clashing
 
 
 def _warn(found: CocoFile) -> None:

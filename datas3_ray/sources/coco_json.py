@@ -42,12 +42,14 @@ class CocoFile:
 def parse_coco(text: bytes, uri: str, name: str) -> CocoFile:
     """The images of a COCO document; ``name`` is the file's without extension, which tells the split.
 
-    Segmentations are left out. Boxes without area, or with NaN, are counted as dropped, those of crowds as crowd; a
+    Segmentations are left out, but for polygons that have no ``bbox``: those give the box around them. Boxes without
+    area, or with NaN, and masks in other forms without ``bbox`` are counted as dropped, those of crowds as crowd; a
     ``bbox`` that is not four numbers is the image's fault. Raises UsageError for what is no such document, two images
     or categories with one id, and where no annotation belongs to an image and a category.
     """
     try:
-        document = json.loads(text)
+        # NaN and infinities, which JSON does not have but some writers emit, are missing values.
+        document = json.loads(text, parse_constant=lambda _: None)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"coco: {uri!r} is not JSON: {error}.") from None
     images = _entries(document, "images", uri)
@@ -98,7 +100,8 @@ def _names(categories: list[dict[str, Any]], uri: str) -> dict[Any, str]:
     names: dict[Any, str] = {}
     for category in categories:
         key = _id(category, "id")
-        name = str(category.get("name", key[1] if key else ""))
+        given = category.get("name")
+        name = str(given if given is not None else key[1] if key else "")
         if names.setdefault(key, name) != name:
             raise UsageError(
                 f"coco: {uri!r}: two categories have the id {key and key[1]!r}: {names[key]!r} and {name!r}."
@@ -115,10 +118,10 @@ def _id(entry: Mapping[str, Any], name: str) -> tuple[type, Any] | None:
 
 
 def _take(annotation: Mapping[str, Any], label: str, image: CocoImage) -> None:
-    box = annotation.get("bbox")
+    box = annotation.get("bbox") or _around(annotation.get("segmentation"))
     if annotation.get("iscrowd"):
         image.crowd += 1
-    elif box is None or box == []:
+    elif box is None:
         image.labels.add(label)  # the category is said of the whole image, as camera traps do
     elif (values := numbers(box, 4)) is None:
         image.fault = f"the bbox {_short(box)} of annotation {annotation.get('id')!r} is not four numbers"
@@ -126,6 +129,18 @@ def _take(annotation: Mapping[str, Any], label: str, image: CocoImage) -> None:
         image.dropped += 1
     else:
         image.boxes.append([label, *values])
+
+
+def _around(segmentation: Any) -> list[Any] | None:
+    """The box around polygons, without area for a mask in another form; None where there is no segmentation."""
+    if not segmentation:
+        return None
+    lists = segmentation if isinstance(segmentation, list) else [segmentation]
+    polygons = [numbers(one, len(one)) if isinstance(one, list) else None for one in lists]
+    xs, ys = ([value for one in polygons for value in (one or ())[start::2]] for start in (0, 1))
+    if None in polygons or len(xs) != len(ys) or not xs:
+        return [None] * 4
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
 
 
 def _check_known(found: CocoFile, annotations: list[dict[str, Any]], images: list[dict[str, Any]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -128,6 +128,15 @@ class Columns:
         given = {column.name: column.field for column in self.mapped}
         first = [given.pop(name, pa.field(name, pa.string())) for name in ("caption", "label")]
         return [*first, *given.values(), pa.field("meta", pa.string())]
+
+    def check(self, names: Collection[str], where: str) -> None:
+        """Raises UsageError where a column is mapped to one that is not among the ``names`` of a table's columns."""
+        for column in self.mapped:
+            path = _path(column.source)
+            if path and path[0] not in names:
+                known = ", ".join(names) or "none"
+                hint = did_you_mean(path[0], names)
+                raise UsageError(f"columns: {column.name}: {where} has no column {path[0]!r}; it has {known}.{hint}")
 
     def extract(self, sample: Sample) -> dict[str, Any]:
         """The values of one sample, a key for every field; missing and null values are None.
@@ -348,9 +357,25 @@ def _without(value: dict[str, Any], path: list[str]) -> dict[str, Any]:
 
 def _json(value: Any) -> str:
     try:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        try:
+            return _dumps(value)
+        except ValueError:  # 1e999 is a number in JSON, infinity in Python, and none when it is written again
+            return _dumps(_finite(value))
     except RecursionError:
         raise BadValue("the .json member is nested too deeply to be kept") from None
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """The value with null in the place of numbers that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _clean(text: str) -> str:

@@ -24,6 +24,7 @@ from datas3_ray.sources.storage import File, Files, as_list, list_folder, read_f
 
 _NUMBERED = re.compile(r"(.+?)-[0-9]+-of-[0-9]+(-[0-9a-f]+)?")  # train-00000-of-00002-0123456789abcdef
 _MAX_JSON = 64 << 20
+_ADDED = ("split", "boxes_dropped")  # to the record of each row
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,9 @@ class HF(Files, Source):
     def _check(self, file: File) -> None:
         try:
             with _open(file.uri, self.storage_options) as table:
-                self._layout(table.schema, features_of(table.schema), f"hf {file.uri!r}")
+                where = f"hf {file.uri!r}"
+                record = self._layout(table.schema, features_of(table.schema), where).record
+                self.columns.check([*(name for name in record if name != self.boxes), *_ADDED], where)
         except TableError:
             return  # the reading tells
 

@@ -16,12 +16,13 @@ from datas3_ray.sources.base import FileSource, Item, Reject, Sample, SampleErro
 from datas3_ray.sources.below import absolute, folder_of, options_for, stem
 from datas3_ray.sources.fetch import Range
 from datas3_ray.sources.files import mark, members_text, read_items
-from datas3_ray.sources.records import Row, read_records
+from datas3_ray.sources.records import Row, kind_of, read_records
 from datas3_ray.sources.remote import local_path
 from datas3_ray.sources.storage import Files, Options, Pattern, Patterns, find_files, is_remote
 
 URI_NAMES = ("uri", "url", "path", "file_name", "image")
 """Columns that are taken for that of the files, the first that is there, in any case of letters."""
+_JSON = (".jsonl", ".ndjson")
 
 
 class Manifest(Files, FileSource):
@@ -65,11 +66,17 @@ class Manifest(Files, FileSource):
         A row that names no file is an item whose reading gives a Reject.
         """
         entries: list[_Entry] = []
-        for file in find_files(self.manifest, self.storage_options, self.name):
+        known: dict[str, None] = {}
+        files = find_files(self.manifest, self.storage_options, self.name)
+        for file in files:
             root = absolute(self.root, self.storage_options) if self.root else folder_of(file.uri)
-            entries += _Rows(self, file.uri, root)
+            rows = _Rows(self, file.uri, root)
+            entries += rows
+            known.update(dict.fromkeys(rows.known))
         if not entries:
             raise UsageError(f"manifest: {', '.join(self.manifest)!r} has no rows.")
+        if known and not any(kind_of(file.uri) in _JSON for file in files):  # whose rows have keys of their own
+            self.columns.check(known, f"manifest {files[0].uri!r}")
         stems = Counter(stem(path) for path in {entry.path for entry in entries if entry.path})
         items: list[Item] = []
         first: dict[str, int] = {}
@@ -121,6 +128,8 @@ class _Rows:
     def __init__(self, source: Manifest, manifest: str, root: str) -> None:
         self._source, self._manifest, self._root = source, manifest, root
         self._names: dict[str, str] = {}
+        self.known: list[str] = []
+        """The columns of the record, as the first row has them."""
 
     def __iter__(self) -> Iterator[_Entry]:
         for number, row in read_records(self._manifest, self._source.storage_options, "manifest"):
@@ -132,6 +141,8 @@ class _Rows:
             return self._bad(number, key, {}, row)
         if not self._names:
             self._names = self._columns(row)
+        if "offset" not in self._names and "offset" in row and "length" in row:  # JSON's first row may have neither
+            self._names.update(offset="offset", length="length")
         record = dict(row)
         taken = {option: record.pop(name, None) for option, name in self._names.items()}
         where = f"row {number} of {self._manifest!r}"
@@ -167,14 +178,14 @@ class _Rows:
                     f"{', '.join(row) or 'none'}; name the one with the files' paths with `uri:`."
                 )
             names["uri"] = usual
-        if "offset" not in names and "offset" in row and "length" in row:
-            names.update(offset="offset", length="length")
         for option, name in names.items():
             if name not in row:
                 raise UsageError(
                     f"manifest: {option}: {self._manifest!r} has no column {name!r}; it has {', '.join(row)}."
                     f"{did_you_mean(name, row)}"
                 )
+        taken = names.values()
+        self.known = [name for name in row if name not in taken]
         return names
 
     def _resolve(self, value: Any, where: str) -> tuple[str, str]:

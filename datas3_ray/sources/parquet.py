@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Annotated, Any, ClassVar
@@ -75,13 +76,14 @@ class Parquet(Files, Source):
     def shards(self) -> list[Shard]:
         """Every file, sorted by uri.
 
-        Raises UsageError for a pattern that names nothing, two files whose ids would clash, and a column that the
-        first file does not have.
+        Raises UsageError for a pattern that names nothing, two files whose ids would clash, a column that the first
+        file does not have, and one that ``columns`` maps and none of the files has.
         """
         files = find_files(self.parquet, self.storage_options, self.name)
         layout = self._layout_of(files[0])
         if layout is not None:
             self._ranged = layout.uri is not None
+            self._check_columns(files)
         return shards_of(files, self.id_of, self.id_folders, self.name)
 
     def read(self, shard: Shard) -> Iterator[Sample | Reject]:
@@ -107,6 +109,19 @@ class Parquet(Files, Source):
         else:
             if not count:
                 yield Reject(shard.uri, 0, "empty_shard", "the table has no rows", "")
+
+    def _check_columns(self, files: Sequence[File]) -> None:
+        names: dict[str, None] = {}
+        error = None
+        for file in files:
+            with suppress(TableError), ParquetTable(file.uri, self.storage_options) as table:
+                names.update(dict.fromkeys(table.schema.names))
+            try:
+                return self.columns.check(names, f"parquet {files[0].uri!r}")
+            except UsageError as missing:
+                error = error or missing
+        if error:
+            raise error
 
     def _used(self, names: Iterable[str]) -> tuple[str, ...]:
         """Those of a table's columns that go anywhere; the others are not read."""

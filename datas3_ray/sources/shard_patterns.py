@@ -87,7 +87,14 @@ def _find_local(pattern: str) -> list[File]:
     files, missing = [], []
     for name in expand_braces(path):
         if glob.has_magic(name) and not os.path.exists(name):
-            files += [_local_file(match) for match in glob.iglob(name, recursive=True) if os.path.isfile(match)]
+            for match in glob.iglob(name, recursive=True):
+                if os.path.isfile(match):
+                    files.append(_local_file(match))
+                elif os.path.islink(match) and not os.path.exists(match):
+                    target = os.readlink(match)
+                    raise UsageError(
+                        f"{match!r} is a link to {target!r}, which is not there; bring that, or remove it."
+                    )
         elif os.path.isfile(name):
             files.append(_local_file(name))
         elif os.path.isdir(name):

@@ -182,8 +182,9 @@ def iter_folder(root: str, storage_options: Options = None, what: str = "folder"
     """Every file below ``root`` (only right in it, unless ``deep``), in no order.
 
     What is hidden is left out: names that begin with a dot, and ``__MACOSX``. Links to files and folders are followed,
-    a folder is entered once. Raises UsageError, its sentence beginning with ``what``, where the folder does not exist,
-    is a file, or cannot be listed.
+    a folder is entered once: under its own name where it has one here, else under that of the first link by name. A
+    link that leads nowhere is listed as a file of no bytes, for its reading to tell. Raises UsageError, its sentence
+    beginning with ``what``, where the folder does not exist, is a file, or cannot be listed.
     """
     if is_remote(root):
         yield from _iter_remote(root, storage_options, what, deep)
@@ -208,9 +209,13 @@ def is_hidden(name: str) -> bool:
 
 
 def _iter_local(top: str, deep: bool) -> Iterator[File]:
-    waiting, entered = [top], set()
-    while waiting:
-        folder = waiting.pop()
+    waiting: list[str] = [top]
+    links: list[str] = []  # to folders, which come after all that have their own name here
+    entered = set()
+    while waiting or links:
+        if not waiting:
+            links.sort(reverse=True)
+        folder = (waiting or links).pop()
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in entered:
             continue
@@ -221,10 +226,12 @@ def _iter_local(top: str, deep: bool) -> Iterator[File]:
                     continue
                 if entry.is_dir():
                     if deep:
-                        waiting.append(entry.path)
+                        (links if entry.is_symlink() else waiting).append(entry.path)
                 elif entry.is_file():
                     status = entry.stat()
                     yield File(entry.path, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+                elif entry.is_symlink() and not os.path.exists(entry.path):
+                    yield File(entry.path, 0, "missing")
 
 
 def _iter_remote(root: str, storage_options: Options, what: str, deep: bool) -> Iterator[File]:

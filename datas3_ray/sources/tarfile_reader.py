@@ -1,8 +1,9 @@
 """Read a tar archive front to back as a stream: each member's name, where its bytes are, and the bytes.
 
 Reads what real archives hold: POSIX ustar with its name prefix, GNU long names, pax headers (path and size, for one
-member or for all that follow), base-256 sizes and pre-POSIX headers. Every header's checksum is verified. Directories,
-links and devices are passed over. Names are data: nothing is ever written, so ``..`` and ``/`` mean nothing here.
+member or for all that follow), base-256 sizes and pre-POSIX headers. Every header's checksum is verified. Directories
+and devices are passed over, and links are told, but not followed. Names are data: nothing is ever written, so that
+``..`` and ``/`` mean nothing here.
 """
 
 from __future__ import annotations
@@ -19,18 +20,21 @@ _MOST = 1 << 42  # a member beyond this is damage, and beyond what can be sought
 _LONGEST = 1 << 20  # a long name or pax header beyond this is damage
 _ZEROS = bytes(RECORD)
 _REGULAR = b"0\x007"
+_LINKS = b"12"
 _NO_DATA = b"123456"  # links, devices, directories and pipes have no data, whatever their size field says
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
 
 
 class Member(NamedTuple):
-    """A regular file of the archive; ``data`` is None when it was not wanted, or is ``sparse`` (not in one piece)."""
+    """A regular file of the archive, or a ``link`` to one; ``data`` is None when it was not wanted, for a link, and for
+    what is ``sparse`` (not in one piece)."""
 
     name: str
     offset: int
     size: int
     data: bytes | None
     sparse: bool
+    link: bool = False
 
 
 class TarError(Exception):
@@ -49,7 +53,7 @@ class TarError(Exception):
 
 
 def read_tar(file: IO[bytes], wanted: Callable[[str, int], bool] = lambda name, size: True) -> Iterator[Member]:
-    """The regular members of the tar in ``file``, in order; ``wanted(name, size)`` says whose bytes to read.
+    """The regular members and links of the tar in ``file``, in order; ``wanted(name, size)`` says whose bytes to read.
 
     At most one block and the members' own bytes are in memory. Raises TarError where the archive ends before its end
     mark, is damaged, is no tar at all, or cannot be read; every member before has been yielded by then.
@@ -60,7 +64,7 @@ def read_tar(file: IO[bytes], wanted: Callable[[str, int], bool] = lambda name, 
     ...     info.size = 5
     ...     tar.addfile(info, io.BytesIO(b"a cat"))
     >>> [tuple(member) for member in read_tar(io.BytesIO(file.getvalue()))]
-    [('0001.txt', 512, 5, b'a cat', False)]
+    [('0001.txt', 512, 5, b'a cat', False, False)]
     """
     stream = _Stream(file)
     pending = _Pending()
@@ -91,6 +95,9 @@ def read_tar(file: IO[bytes], wanted: Callable[[str, int], bool] = lambda name, 
         if member is None:
             continue
         offset = stream.position
+        if member.link:
+            yield Member(member.name, offset, 0, None, sparse=False, link=True)
+            continue
         if member.sparse or not wanted(member.name, member.size):
             stream.skip(member.size, member.name)
             yield Member(member.name, offset, member.size, None, member.sparse)
@@ -103,6 +110,7 @@ class _Entry(NamedTuple):
     name: str
     size: int
     sparse: bool
+    link: bool = False
 
 
 class _Pending:
@@ -113,7 +121,7 @@ class _Pending:
         self._next: dict[str, bytes] = {}
 
     def apply(self, header: bytes, stream: _Stream) -> _Entry | None:
-        """The regular file whose data come next, or None, with the stream at the next header.
+        """The regular file whose data come next, a link, or None, with the stream at the next header.
 
         Raises ValueError for a field that cannot be read.
         """
@@ -128,6 +136,8 @@ class _Pending:
             size = _decimal(records["size"])
         sparse = kind == b"S" or any(key.startswith("GNU.sparse.") for key in records)
         raw = records.get("GNU.sparse.name") or records.get("path") or records.get("longname") or _plain_name(header)
+        if kind in _LINKS:
+            return _Entry(_text(raw), 0, sparse=False, link=True)
         if kind in _NO_DATA or (kind == b"\0" and raw.endswith(b"/")):
             return None
         name = _text(raw)

@@ -8,7 +8,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datas3_ray.errors import UsageError, did_you_mean
 from datas3_ray.sources.arrow_rows import is_binary, is_text, records
 from datas3_ray.sources.base import Sample, SampleError
 from datas3_ray.sources.columns import TYPES, Column, Columns
@@ -34,17 +33,6 @@ class TableColumns:
             usual = field.name in ("caption", "label") and field.name not in columns.dropped
             default = Column(field.name, f"json.{field.name}") if usual else None
             self._places[field.name] = mapped.get(field.name, default)
-        self._given = set(mapped)
-
-    def check(self, names: Sequence[str], where: str) -> None:
-        """Raises UsageError where a column is mapped to one that the table does not have."""
-        for name in self._given:
-            path = _path(self._places[name])
-            if path and path[0] not in names:
-                known = ", ".join(names) or "none"
-                raise UsageError(
-                    f"columns: {name}: {where} has no column {path[0]!r}; it has {known}.{did_you_mean(path[0], names)}"
-                )
 
     def needed(self, schema: pa.Schema, vectors: Sequence[str]) -> list[str]:
         """The columns of a table that have to be read; those in ``vectors`` are no metadata."""

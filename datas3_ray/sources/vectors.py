@@ -121,7 +121,7 @@ class Vectors(Files, VectorSource):
                 self._check_name(column.name)
             if names is not None:
                 where = repr((self._beside or {}).get(shard.uri, shard.uri))
-                TableColumns(self.columns, self.meta).check(names, where)
+                self.columns.check(names, where)
             self._columns, self._first = tuple(columns), shard.uri
         return [vector_field(column.name, column.dim) for column in self._columns]
 

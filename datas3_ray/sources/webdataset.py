@@ -145,7 +145,7 @@ class _Grouping:
         try:
             for member in read_tar(file, self._wanted):
                 split = split_name(member.name)
-                if split is None:
+                if split is None or (member.link and not self._wanted(member.name, 0)):
                     continue
                 key, extension = split
                 if group is None or group.key != key or extension in group.members:
@@ -194,7 +194,7 @@ class _Grouping:
             raise SampleError("duplicate_key", f"the key {key!r} came before in this shard")
         if image is None:
             raise SampleError("no_image", f"the key {key!r} has no image, only .{', .'.join(group.members)}")
-        if not image.size:
+        if not image.size and not image.link:
             raise SampleError("empty_image", f"{image.name!r} has no bytes")
         data = self._data(image)
         members = {ext: parse_member(self._data(group.members[ext]), ext) for ext in MEMBERS if ext in group.members}
@@ -204,6 +204,9 @@ class _Grouping:
     def _data(self, member: Member) -> bytes:
         if member.sparse:
             raise SampleError("sparse_member", f"{member.name!r} is stored as a sparse file; pack the tar without -S")
+        if member.link:
+            how = "pack the tar with --dereference and --hard-dereference"
+            raise SampleError("link_member", f"{member.name!r} is stored as a link to another file; {how}")
         if member.data is None:
             raise SampleError(
                 "too_large", f"{member.name!r} has {member.size} bytes, more than max_bytes = {self._max_bytes}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
@@ -19,6 +20,8 @@ from datas3_ray.sources.boxes import BOXES, as_values, finished, image_size, onl
 from datas3_ray.sources.files import BAD, is_image, mark, read_items
 from datas3_ray.sources.storage import File, Files, PassingError, as_list, list_folder, read_file
 from datas3_ray.sources.yolo_labels import parse_data_yaml, parse_labels
+
+logger = logging.getLogger(__name__)
 
 _SPLITS = ("train", "val", "test")
 _MAX_TEXT = 256 << 20
@@ -64,7 +67,8 @@ class Yolo(Files, FileSource):
     def items(self) -> list[Item]:
         """Every image of the splits, sorted by id.
 
-        Raises UsageError for a missing file, folder or split, and an image that is in two splits. A line of a list
+        Raises UsageError for a missing file, folder or split, an image that is in two splits, and where none of them is
+        there. A line of a list
         that leads out of the data set is an item that becomes a Reject.
         """
         uri, document, names = self._data_yaml()
@@ -83,6 +87,7 @@ class Yolo(Files, FileSource):
                     raise UsageError(f"yolo: the image {image!r} is in {splits[image]} and in {split}; keep it in one.")
         if not splits:
             raise UsageError(f"yolo: {uri!r}: there are no images below {root!r} in {', '.join(self.splits or named)}.")
+        _check_there(splits, listing, root)
         owners: dict[str, int] = {}
         for image in splits:
             owners[stem(image)] = owners.get(stem(image), 0) + 1
@@ -209,6 +214,23 @@ class Yolo(Files, FileSource):
                 yield below(base, line[len(root) + 1 :] if line.startswith(root + "/") else line)
             except SampleError as error:
                 yield f"{_FAULT}{path}#{number}{_FAULT}{error.message}"
+
+
+def _check_there(images: Collection[str], listing: Mapping[str, File], root: str) -> None:
+    """Raises UsageError where none of the images exists; warns where none has a label file, as a wrong path may be."""
+    there = [image for image in images if image in listing]
+    if not there:
+        example = next(iter(images)).rpartition(_FAULT)[2]
+        raise UsageError(
+            f"yolo: none of the {len(images)} images is below {root!r}, such as {example}; correct the list, or set "
+            "`root:` to the data set's folder."
+        )
+    if not any(labels_of(image) in listing for image in there):
+        logger.warning(
+            "yolo: none of the %d images has a label file, such as %s: all count as images without an object",
+            len(there),
+            labels_of(there[0]),
+        )
 
 
 def labels_of(image: str) -> str:

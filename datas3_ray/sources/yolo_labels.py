@@ -80,4 +80,10 @@ def parse_data_yaml(text: bytes, uri: str) -> tuple[dict[str, Any], dict[int, st
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not names or not all(type(number) is int and number >= 0 for number in names):
         raise UsageError(f"yolo: {uri!r} has no `names:`, a list of classes or a mapping of numbers to them.")
+    odd = next((name for name in names.values() if name is None or isinstance(name, bool)), "")
+    if odd != "":
+        raise UsageError(
+            f"yolo: {uri!r}: names: a class is {odd!r}, which is what YAML makes of words such as yes, no, on, off and "
+            "null; put it in quotes."
+        )
     return document, {number: str(name) for number, name in names.items()}

@@ -94,6 +94,48 @@ def test_categories_without_boxes_as_camera_traps_have(tmp_path: Path) -> None:
     assert (found.members["cls"], found.extra["boxes"], found.members["json"]["location"]) == ("cat", [], 4)
 
 
+@pytest.mark.parametrize(
+    ("segmentation", "boxes", "dropped"),
+    [
+        ([[10, 10, 20, 10, 20, 30], [5, 12, 6, 12, 6, 45.5]], [(5.0, 10.0, 15.0, 35.5)], 0),
+        ([[90, 40, 120, 40, 120, 60]], [(90.0, 40.0, 10.0, 10.0)], 0),
+        ({"counts": "abc", "size": [50, 100]}, [], 1),
+        ([[10, 10, 20]], [], 1),
+        ([[]], [], 1),
+        ([], [], 0),
+    ],
+)
+def test_polygons_without_a_box_give_the_one_around_them(
+    tmp_path: Path, segmentation: Any, boxes: list[tuple[float, ...]], dropped: int
+) -> None:
+    annotation = {"id": 1, "image_id": 1, "category_id": 90, "segmentation": segmentation}
+    found = read(write(tmp_path, [image(1)], [annotation]))["1"]
+    assert [(box["x"], box["y"], box["w"], box["h"]) for box in found.extra["boxes"]] == boxes
+    assert found.members["json"]["boxes_dropped"] == dropped
+    assert found.members.get("cls") == (None if dropped else "dog")
+
+
+def test_boxes_that_were_drawn_on_an_image_of_another_size(tmp_path: Path) -> None:
+    entries = [image(1, width=50, height=100), image(2, width=200), image(3, width=200), image(4)]
+    annotations = [box(number, 1, [0, 0, 9, 9]) for number in (1, 2, 4)]
+    spec = write(tmp_path, entries, annotations)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # 4 is displayed as 50 x 100, and its boxes are on 100 x 50
+    Image.new("RGB", (100, 50)).save(tmp_path / "images/4.png", exif=exif)
+    found = read(spec)
+    assert {name: found[name].reason for name in ("1", "2", "4")} == dict.fromkeys(("1", "2", "4"), "bad_record")
+    assert "says 200 x 50 pixels and the upright image has 100 x 50" in found["2"].error
+    assert found["3"].extra == {"boxes": []}  # it has no box that could be in the wrong place
+
+
+def test_numbers_that_are_none_and_categories_without_a_name(tmp_path: Path) -> None:
+    categories = [{"id": 1, "name": None}, {"id": 2}]
+    annotations = [box(1, 1, [0, 0, 9, 9]), box(2, 2, [0, 0, 9, 9])]
+    found = read(write(tmp_path, [image(1, depth=float("nan")), image(2)], annotations, categories=categories))
+    assert (found["1"].members["cls"], found["2"].members["cls"]) == ("1", "2")
+    assert found["1"].members["json"]["depth"] is None
+
+
 def test_names_that_lead_out_and_files_that_are_missing(tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(b"secret")
     outer = [image(2, file_name="../secret.png"), image(3, file_name=str(tmp_path / "secret.png"))]
@@ -142,6 +184,26 @@ def test_duplicates_are_named(tmp_path: Path) -> None:
 def test_same_name_in_two_formats_keeps_the_extension(tmp_path: Path) -> None:
     spec = write(tmp_path, [image(1), image(2, file_name="1.jpg")], [])
     assert sorted(read(spec)) == ["1.jpg", "1.png"]
+
+
+def test_same_name_in_two_formats_of_two_annotation_files(tmp_path: Path) -> None:
+    spec = write(tmp_path, [image(1)], [], name="train")
+    write(tmp_path, [image(1, file_name="1.jpg")], [], name="val")
+    assert sorted(read({**spec, "coco": str(tmp_path / "*.json")})) == ["1.jpg", "1.png"]
+
+
+def test_same_names_in_folders_of_one_name_are_told(tmp_path: Path) -> None:
+    folders = {}
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        folders[split] = write(tmp_path / split, [image(1)], [], name=split)["images"]
+    spec = {"coco": str(tmp_path / "*/*.json"), "images": folders}
+    with pytest.raises(UsageError, match="would both have the id 'images/1'; set `id_folders: 2`"):
+        parse_source(spec).shards()
+    assert sorted(item.id for item in parse_source({**spec, "id_folders": 2}).items()) == [
+        "train/images/1",
+        "val/images/1",
+    ]
 
 
 def test_several_files_and_folders(tmp_path: Path) -> None:

@@ -42,6 +42,11 @@ def test_defaults_take_caption_and_label_from_json_first() -> None:
     assert columns.extract(sample({"label": 3}))["label"] == "3"
 
 
+def test_meta_is_json_even_where_a_number_is_beyond_every_float() -> None:
+    row = Columns.parse(None).extract(sample(json.loads('{"a": 1e999, "b": [{"c": -1e999}, 2.5], "label": "x"}')))
+    assert row["meta"] == '{"a":null,"b":[{"c":null},2.5]}'
+
+
 def test_mapping_replaces_the_defaults() -> None:
     columns = Columns.parse({"label": "json.species", "caption": "txt", "target": "json.age"})
     assert [field.name for field in columns.fields()] == ["caption", "label", "target", "meta"]

@@ -108,6 +108,15 @@ def test_hub_parquet(tmp_path: Path) -> None:
     ]
 
 
+def test_a_column_that_the_table_does_not_have(tmp_path: Path) -> None:
+    (tmp_path / "pets").mkdir()
+    pq.write_table(pets(0), tmp_path / "pets/train-00000-of-00001.parquet")
+    spec = {"hf": str(tmp_path / "pets"), "columns": {"split": "row.split", "who": "row.nmae"}}
+    with pytest.raises(UsageError, match="columns: who: .* has no column 'nmae'; it has .*mean 'name'"):
+        parse_source(spec).shards()
+    assert len(parse_source({**spec, "columns": {"split": "row.split", "who": "row.name"}}).shards()) == 1
+
+
 def test_class_without_a_name_is_a_bad_record(tmp_path: Path) -> None:
     save(pets(0, 2, 1), tmp_path / "pets")
     items = read({"hf": str(tmp_path / "pets")})

@@ -46,6 +46,25 @@ def outcome(source: FileSource) -> dict[str, Any]:
     }
 
 
+def test_ranges_in_rows_after_one_that_is_a_whole_file(images: Path) -> None:
+    rows = [{"path": "3.jpg"}, {"path": "data/1.jpg", "offset": 2, "length": 5}]
+    found = read(manifest(images, "\n".join(map(json.dumps, rows)), "rows.jsonl"))
+    assert {key: len(item.image) for key, item in found.items() if isinstance(item, Sample)} == {
+        "3": len(IMAGE) + 5,
+        "data/1/2": 5,
+    }
+
+
+def test_a_column_that_the_table_does_not_have(images: Path) -> None:
+    columns = {"site": "row.stie"}
+    with pytest.raises(UsageError, match="columns: site: .* has no column 'stie'; it has site.*mean 'site'"):
+        manifest(images, "path,site\n3.jpg,A\n", columns=columns).items()
+    manifest(images, "path,stie\ndata/1.jpg,A\n", "more.csv")
+    source = parse_source({"manifest": str(images / "*.csv"), "columns": columns})
+    assert len(source.shards()[0].items) == 2  # one of the tables has it
+    assert len(manifest(images, '{"path": "3.jpg"}', "rows.jsonl", columns=columns).items()) == 1
+
+
 ROWS = [{"path": "data/1.jpg", "site": "A", "age": 3}, {"path": "3.jpg", "site": None, "age": None}]
 
 

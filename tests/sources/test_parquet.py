@@ -45,6 +45,16 @@ def test_bytes_keys_and_record(tmp_path: Path) -> None:
     assert second.members == {"json": {"n": 8, "caption": None}}
 
 
+def test_a_column_that_none_of_the_tables_has(tmp_path: Path) -> None:
+    table = pa.table({"jpg": [IMAGE], "site": ["A"]})
+    columns = {"place": "row.stie.inner", "label": None}
+    with pytest.raises(UsageError, match="columns: place: .* has no column 'stie'; it has .*mean 'site'"):
+        read(tmp_path, table, columns=columns)
+    pq.write_table(table.append_column("stie", pa.array(["B"])), tmp_path / "pool" / "part-1.parquet")
+    source = parse_source({"parquet": str(tmp_path / "pool/*.parquet"), "columns": columns})
+    assert len(source.shards()) == 2  # one of them has it
+
+
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(len(IMAGE))])
 def test_every_type_of_bytes(tmp_path: Path, kind: pa.DataType) -> None:
     table = pa.table({"bytes": pa.array([IMAGE, IMAGE], pa.binary()).cast(kind)})

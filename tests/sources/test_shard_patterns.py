@@ -81,6 +81,12 @@ def test_a_file_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
     assert names(tmp_path, "a[1]{x}.tar") == [f"{tmp_path.name}/a[1]{{x}}"]
 
 
+def test_a_link_that_leads_nowhere_is_told(shards: Path) -> None:
+    os.symlink(shards / "gone.tar", shards / "00009.tar")
+    with pytest.raises(UsageError, match="00009.tar' is a link to .*gone.tar', which is not there"):
+        parse_source({"webdataset": str(shards / "*.tar")}).shards()
+
+
 def test_the_fingerprint_follows_the_content(shards: Path) -> None:
     source = parse_source({"webdataset": str(shards / "north/*.tar")})
     before = source.shards()

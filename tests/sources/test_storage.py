@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 from collections.abc import Callable, Iterator
@@ -147,9 +148,30 @@ def test_folders_are_listed_without_what_is_hidden(tmp_path: Path) -> None:
     os.symlink(tmp_path / "gone.jpg", tmp_path / "a" / "dangling.jpg")
     files = list_folder(str(tmp_path))
     names = [file.uri.removeprefix(f"{tmp_path}/") for file in files]
-    assert names in (["6.jpg", "a/link/1.jpg", "a/x/2.jpg"], ["6.jpg", "a/x/2.jpg", "b/1.jpg"])
+    assert names == ["6.jpg", "a/dangling.jpg", "a/x/2.jpg", "b/1.jpg"]
+    assert files.pop(1)[1:] == (0, "missing")
     assert {file.size for file in files} == {7} and all(file.fingerprint.startswith("7-") for file in files)
     assert [file.uri for file in iter_folder(f"file://{tmp_path}", deep=False)] == [str(tmp_path / "6.jpg")]
+
+
+def test_a_folder_that_is_linked_twice_has_one_name_whatever_the_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("outside/x/1.jpg", "top/a/2.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"x")
+    for name, target in (("c", "outside"), ("b", "outside"), ("0", "top/a")):
+        os.symlink(tmp_path / target, tmp_path / "top" / name)
+    scandir = os.scandir
+    for backwards in (False, True):
+
+        def ordered(path: str, backwards: bool = backwards) -> Any:
+            with scandir(path) as entries:
+                return contextlib.nullcontext(sorted(entries, key=lambda entry: entry.name, reverse=backwards))
+
+        monkeypatch.setattr(os, "scandir", ordered)
+        uris = [file.uri for file in list_folder(str(tmp_path / "top"))]
+        assert uris == [f"{tmp_path}/top/a/2.jpg", f"{tmp_path}/top/b/x/1.jpg"]
 
 
 def test_folders_in_stores_are_listed_as_local_ones(tmp_path: Path) -> None:

@@ -88,7 +88,8 @@ def test_reads_what_tarfile_reads(entries: list[tuple[str, bytes, bytes]], forma
             tar.addfile(info, io.BytesIO(data))
     with tarfile.open(fileobj=io.BytesIO(buffer.getvalue())) as tar:
         expected = [(m.name, m.offset_data, m.size, tar.extractfile(m).read()) for m in tar if m.isreg()]  # type: ignore[union-attr]
-    got = [(m.name, m.offset, m.size, m.data) for m in read_tar(io.BytesIO(buffer.getvalue()))]
+    members = [m for m in read_tar(io.BytesIO(buffer.getvalue())) if not m.link]
+    got = [(m.name, m.offset, m.size, m.data) for m in members]
     assert got == expected
     assert all(buffer.getvalue()[offset : offset + size] == content for _, offset, size, content in got)
 
@@ -291,6 +292,21 @@ def test_json_oddities(tmp_path: Path) -> None:
     first, *rest = read(tmp_path, pack(members))
     assert isinstance(first, Sample) and first.members["json"] == {"a": None, "b": None, "c": 1}
     assert reasons(rest) == ["bad_json", "bad_json"]
+
+
+def test_links_are_rejected_and_cost_no_row_unseen(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, target in (("a.jpg", ""), ("b.jpg", "a.jpg"), ("c.jpg", ""), ("c.json", "a.json"), ("d.md", "a.jpg")):
+            info = tarfile.TarInfo(name)
+            if target:
+                info.type, info.linkname = tarfile.LNKTYPE if name < "c" else tarfile.SYMTYPE, target
+            else:
+                info.size = len(IMAGE)
+            tar.addfile(info, io.BytesIO(IMAGE))
+    found = read(tmp_path, buffer.getvalue())
+    assert reasons(found) == ["a", "link_member", "link_member"]
+    assert isinstance(found[1], Reject) and found[1].key == "b" and "--hard-dereference" in found[1].error
 
 
 def test_sparse_members_are_rejected_by_name(tmp_path: Path) -> None:

@@ -182,6 +182,32 @@ def test_misuse_is_said(tmp_path: Path) -> None:
         read(spec)
 
 
+def test_lists_of_which_no_image_is_there(tmp_path: Path) -> None:
+    spec = make(tmp_path / "set", {"train/1": ""}, train="a.txt")
+    for line in ("/content/set/images/1.jpg", "images/train/2.jpg"):
+        (tmp_path / "set/a.txt").write_text(f"{line}\n")
+        with pytest.raises(UsageError, match=f"none of the 1 images is below .*{line}.*set `root:`"):
+            read(spec)
+
+
+def test_labels_that_are_nowhere_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spec = make(tmp_path / "set", {"train/1": "0 .5 .5 .1 .1", "train/2": None})
+    assert len(read(spec)) == 2 and not caplog.records
+    (tmp_path / "set/labels").rename(tmp_path / "set/label")
+    assert [item.extra["boxes"] for item in read(spec).values()] == [[], []]
+    assert "none of the 2 images has a label file, such as" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["no", "On", "null", ""])
+def test_classes_that_yaml_takes_for_something_else(tmp_path: Path, name: str) -> None:
+    spec = make(tmp_path / "set", {"train/1": "0 .5 .5 .1 .1"})
+    (tmp_path / "set/data.yaml").write_text(f"train: images/train\nnames:\n  0: {name}\n")
+    with pytest.raises(UsageError, match="put it in quotes"):
+        read(spec)
+    (tmp_path / "set/data.yaml").write_text(f"train: images/train\nnames:\n  0: '{name}'\n")
+    assert [box["label"] for item in read(spec).values() for box in item.extra["boxes"]] == [name]
+
+
 def test_a_changed_label_file_changes_its_image_alone(tmp_path: Path) -> None:
     spec = make(tmp_path / "set", {"train/1": "0 .5 .5 .1 .1", "train/2": ""})
     before = parse_source(spec).items()  # type: ignore[attr-defined]
