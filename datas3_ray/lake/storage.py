@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow as pa
@@ -14,13 +14,19 @@ from datas3_ray.errors import Datas3Error
 from datas3_ray.retry import with_backoff
 
 StorageOptions = dict[str, str]
+Mode = Literal["create", "append", "overwrite"]
 
 # Lance logs "no existing dataset" as a warning whenever a table is made.
 os.environ.setdefault("LANCE_LOG", "error")
 
 COMMIT_ID = "datas3:commit"
 MAX_ROWS_PER_FRAGMENT = 1 << 20
+COMMIT_RETRIES = 20
 KEPT = "what was committed before stays"
+
+
+class TableExists(Datas3Error):
+    """A table that was to be made was made by another program meanwhile; nothing was written to it."""
 
 
 def is_local(uri: str) -> bool:
@@ -104,13 +110,16 @@ def commit(
     fragments: Sequence[str],
     schema: pa.Schema,
     *,
-    overwrite: bool,
+    mode: Mode,
     commit_id: str | None = None,
     retried: bool = False,
     replaces: str | None = None,
     options: StorageOptions | None = None,
 ) -> int:
     """Make fragments visible in one transaction and return the new version.
+
+    Of several programs that ``create`` a table at once one makes it, and the others get a TableExists: Lance itself
+    would let the last one's rows take the place of the others'.
 
     ``commit_id`` is kept in the transaction. A commit that may have happened already is ``retried``: it is then looked
     for in the table's history first and not done twice, since Lance itself would add the rows again. Rows that match
@@ -127,7 +136,10 @@ def commit(
         if looked_for and commit_id is not None and dataset is not None and has_commit(dataset, commit_id):
             return int(dataset.version)
         looked_for = True  # an attempt that failed without an answer may have succeeded
-        if dataset is None or overwrite:
+        create = mode == "create"
+        if create and dataset is not None:
+            raise TableExists(f"{uri} was made by another program meanwhile; run the same command again.")
+        if dataset is None or mode == "overwrite":
             operation: Any = lance.LanceOperation.Overwrite(schema, parsed)
         elif replaces is not None:
             operation = _replacement(dataset, parsed, replaces)
@@ -138,7 +150,16 @@ def commit(
             operation=operation,
             transaction_properties={COMMIT_ID: commit_id} if commit_id else {},
         )
-        return int(lance.LanceDataset.commit(uri, transaction, storage_options=options).version)
+        try:
+            # Without a retry Lance overwrites no version that it has not read.
+            retries = 0 if create else COMMIT_RETRIES
+            return int(
+                lance.LanceDataset.commit(uri, transaction, storage_options=options, max_retries=retries).version
+            )
+        except OSError:
+            if create and open_dataset(uri, options=options) is not None:
+                return attempt()
+            raise
 
     return with_backoff(attempt, f"the commit to {uri}", after=KEPT)
 

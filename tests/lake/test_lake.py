@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lance
 import lancedb
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,8 @@ from conftest import vector_rows
 
 from datas3_ray import Lake
 from datas3_ray.errors import UsageError
+from datas3_ray.lake import lake as lake_module
+from datas3_ray.lake.schemas import RESULTS
 from datas3_ray.lake.storage import commit, dataset_uri, open_dataset, write_fragments
 from datas3_ray.selectors import SemDeDup
 
@@ -113,8 +116,44 @@ def test_a_retried_commit_adds_its_rows_once(lake: Lake, rows: pa.Table) -> None
     fragments = write_fragments(more, uri, append=True)
     assert open_dataset(uri).count_rows() == 3
     for _ in range(3):
-        commit(uri, fragments, pool.schema, overwrite=False, commit_id="once", retried=True)
+        commit(uri, fragments, pool.schema, mode="append", commit_id="once", retried=True)
     assert open_dataset(uri).count_rows() == 6
+
+
+def first(monkeypatch, module, name: str, other) -> None:
+    """What another program does right before this one's next call of ``module.name``."""
+    work = getattr(module, name)
+
+    def late(*args, **more):
+        monkeypatch.setattr(module, name, work)
+        other()
+        return work(*args, **more)
+
+    monkeypatch.setattr(module, name, late)
+
+
+def test_two_programs_that_begin_a_table_at_once_lose_no_row(lake: Lake, rows: pa.Table, monkeypatch) -> None:
+    more = rows.set_column(0, "id", pa.array(["d", "e", "f"]))
+    first(monkeypatch, lake_module, "commit", lambda: lake.add("pool", more))
+    lake.add("pool", rows)
+    assert sorted(lake.table("pool").to_arrow(["id"])["id"].to_pylist()) == list("abcdef")
+    first(monkeypatch, lance.LanceDataset, "commit", lambda: lake.add("late", more))
+    lake.add("late", rows)
+    assert lake.table("late").count_rows() == 6
+
+    for table, says in ((rows, "id 'a' is already in table"), (more.drop_columns(["label"]), "unknown columns")):
+        name = says.split()[0]
+        first(monkeypatch, lake_module, "commit", lambda name=name, table=table: lake.add(name, table))
+        with pytest.raises(UsageError, match=says):
+            lake.add(name, rows)
+        assert lake.table(name).count_rows() == 3
+
+
+def test_two_sweeps_that_end_at_once_lose_no_result(lake: Lake, monkeypatch) -> None:
+    trials = [pa.Table.from_pylist([{"trial": name}], RESULTS) for name in ("a", "b")]
+    first(monkeypatch, lake_module, "commit", lambda: lake.append_results(trials[1]))
+    lake.append_results(trials[0])
+    assert sorted(lake.results()["trial"].to_pylist()) == ["a", "b"]
 
 
 def test_null_vectors_and_nulls_inside_vectors_read_as_nan() -> None:
