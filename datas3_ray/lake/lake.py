@@ -24,6 +24,7 @@ from datas3_ray.lake.storage import (
     dataset_uri,
     is_local,
     open_dataset,
+    take_back,
     write_fragments,
 )
 from datas3_ray.lake.table import Table
@@ -178,10 +179,20 @@ class Lake:
             _check_new_ids(existing, rows)
         schema = existing.schema if existing is not None else with_kind(rows.schema, "image")
         try:
-            self._commit(name, rows, schema, "create" if existing is None else "append")
+            version = self._commit(name, rows, schema, "create" if existing is None else "append")
         except TableExists:
             return self.add(name, rows)  # another program made the table meanwhile: the rows have to fit that one
+        if existing is not None and version > existing.version + 1:
+            self._check_still_new(self.table(name, version - 1), rows)
         return self.table(name)
+
+    def _check_still_new(self, before: Table, rows: pa.Table) -> None:
+        """Of two programs that add the same ids at once, the one that came later takes its rows back."""
+        try:
+            _check_new_ids(before, rows)
+        except UsageError:
+            take_back(before.uri, before.version + 1, self.options)
+            raise
 
     def ingest(
         self,
@@ -229,10 +240,10 @@ class Lake:
         self._commit(name, rows, schema, mode)
         return self.table(name)
 
-    def _commit(self, name: str, rows: pa.Table, schema: pa.Schema, mode: Mode) -> None:
+    def _commit(self, name: str, rows: pa.Table, schema: pa.Schema, mode: Mode) -> int:
         uri = dataset_uri(self.uri, name)
         fragments = write_fragments(rows, uri, append=mode == "append", options=self.options)
-        commit(uri, fragments, schema, mode=mode, commit_id=uuid.uuid4().hex, options=self.options)
+        return commit(uri, fragments, schema, mode=mode, commit_id=uuid.uuid4().hex, options=self.options)
 
     def __repr__(self) -> str:
         return f"Lake({self.uri!r})"

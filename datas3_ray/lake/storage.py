@@ -133,8 +133,10 @@ def commit(
     def attempt() -> int:
         nonlocal looked_for
         dataset = open_dataset(uri, options=options)
-        if looked_for and commit_id is not None and dataset is not None and has_commit(dataset, commit_id):
-            return int(dataset.version)
+        if looked_for and commit_id is not None and dataset is not None:
+            there = committed(dataset, commit_id)
+            if there is not None:
+                return there
         looked_for = True  # an attempt that failed without an answer may have succeeded
         create = mode == "create"
         if create and dataset is not None:
@@ -181,10 +183,26 @@ def _replacement(dataset: Any, fragments: list[Any], where: str) -> Any:
     )
 
 
-def has_commit(dataset: Any, commit_id: str) -> bool:
-    """Whether a transaction with this id is in the dataset's history."""
+def committed(dataset: Any, commit_id: str) -> int | None:
+    """The version that the transaction with this id made; None where it is not in the dataset's history."""
     history = dataset.get_transactions(recent_transactions=dataset.version)
-    return any(t is not None and (t.transaction_properties or {}).get(COMMIT_ID) == commit_id for t in history)
+    for age, transaction in enumerate(history):
+        if transaction is not None and (transaction.transaction_properties or {}).get(COMMIT_ID) == commit_id:
+            return int(dataset.version) - age
+    return None
+
+
+def take_back(uri: str, version: int, options: StorageOptions | None = None) -> None:
+    """Take the fragments that the commit of this version appended out again."""
+    import lance
+
+    then = {fragment.fragment_id for fragment in open_dataset(uri, version - 1, options).get_fragments()}
+    now = {fragment.fragment_id for fragment in open_dataset(uri, version, options).get_fragments()}
+    operation = lance.LanceOperation.Delete([], sorted(now - then), "true")
+    transaction = lance.Transaction(read_version=version, operation=operation)
+    with_backoff(
+        lambda: lance.LanceDataset.commit(uri, transaction, storage_options=options), f"taking rows back from {uri}"
+    )
 
 
 def sql_string(text: str) -> str:

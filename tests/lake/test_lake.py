@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from conftest import vector_rows
 
-from datas3_ray import Lake
+from datas3_ray import Lake, retry
 from datas3_ray.errors import UsageError
 from datas3_ray.lake import lake as lake_module
 from datas3_ray.lake.schemas import RESULTS
@@ -147,6 +147,37 @@ def test_two_programs_that_begin_a_table_at_once_lose_no_row(lake: Lake, rows: p
         with pytest.raises(UsageError, match=says):
             lake.add(name, rows)
         assert lake.table(name).count_rows() == 3
+
+
+def test_of_two_programs_that_add_the_same_ids_at_once_one_does(lake: Lake, rows: pa.Table, monkeypatch) -> None:
+    def named(*ids: str) -> pa.Table:
+        return rows.slice(0, len(ids)).set_column(0, "id", pa.array(ids))
+
+    def ids() -> list[str]:
+        return sorted(lake.table("pool").to_arrow(["id"])["id"].to_pylist())
+
+    lake.add("pool", rows)
+    first(monkeypatch, lake_module, "commit", lambda: lake.add("pool", named("e", "f")))
+    with pytest.raises(UsageError, match="id 'e' is already in table 'pool'; nothing was added"):
+        lake.add("pool", named("d", "e"))
+    assert ids() == list("abcef")
+    first(monkeypatch, lake_module, "commit", lambda: lake.add("pool", named("g")))
+    lake.add("pool", named("h"))
+    assert ids() == list("abcefgh")
+
+    # The commit's answer is lost, and another program commits before it is asked for again.
+    commit = lance.LanceDataset.commit
+
+    def unanswered(*args, **more):
+        monkeypatch.setattr(lance.LanceDataset, "commit", commit)
+        commit(*args, **more)
+        lake.add("pool", named("j"))
+        raise OSError("connection reset by peer")
+
+    monkeypatch.setattr(retry, "DELAYS", (0.0,))
+    monkeypatch.setattr(lance.LanceDataset, "commit", unanswered)
+    lake.add("pool", named("i"))
+    assert ids() == list("abcefghij")
 
 
 def test_two_sweeps_that_end_at_once_lose_no_result(lake: Lake, monkeypatch) -> None:
