@@ -201,6 +201,10 @@ def main() -> None:
         sys.exit(getattr(stop, "exit_code", getattr(stop, "code", 0)))
     except Datas3Error as error:
         _fail(str(error), error.exit_code)
+    except OSError as error:  # the disk, a store, or what a file's owner allows
+        from datas3_ray.retry import failure
+
+        _fail(failure("the command", error), 1)
     except KeyboardInterrupt:
         _fail("stopped; run the same command again to go on where it stopped.", 1)
     except Exception as error:

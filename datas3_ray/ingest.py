@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from datas3_ray.errors import Datas3Error
 from datas3_ray.ingest_ids import repeated_rows
-from datas3_ray.ingest_plan import IngestConfig, Plan, parse_config, plan_ingest
+from datas3_ray.ingest_plan import IngestConfig, Plan, check_whole, parse_config, plan_ingest
 from datas3_ray.lake.lease import Lease
 from datas3_ray.lake.ledger import Ledger, ShardEntry, quarantine_name
 from datas3_ray.lake.optimize import compact_small
@@ -157,6 +157,7 @@ class _Run:
         if not self.waiting:
             return
         self.lease.check()
+        check_whole(self.lake, self.plan.table, self.ledger)
         schema = pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(self.waiting[0]["schema"])))
         entries = [ShardEntry(**result["entry"]) for result in self.waiting]
         items = {shard.uri: [(item.id, item.fingerprint) for item in shard.items] for shard in self.plan.todo}

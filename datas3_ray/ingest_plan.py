@@ -11,7 +11,7 @@ from datas3_ray.encoders import EncoderConfig, parse_encoder
 from datas3_ray.errors import UsageError, checked
 from datas3_ray.ingest_shards import sort_items, sort_shards
 from datas3_ray.lake.lake import check_name
-from datas3_ray.lake.ledger import DONE, Ledger, Replacement, quarantine_name
+from datas3_ray.lake.ledger import Ledger, Replacement, quarantine_name
 from datas3_ray.lake.schemas import fingerprint
 from datas3_ray.sources import FileSource, Shard, Source, VectorSource, parse_source
 from datas3_ray.sources.decode import MAX_PIXELS
@@ -112,7 +112,7 @@ def plan_ingest(lake: Lake, name: str, config: IngestConfig) -> Plan:
     encoders = _encoders(config, source)
     _check_columns(config, source, encoders)
     ledger = Ledger(lake, name)
-    _check_whole(lake, name, ledger)
+    check_whole(lake, name, ledger)
     if isinstance(source, FileSource):
         found = sort_items(source, ledger, config.replace)
     else:
@@ -141,11 +141,11 @@ def _mapping(source: Source) -> str:
     return f"/{kind}/{fingerprint([sorted(mapped), sorted(columns.dropped), template])}"
 
 
-def _check_whole(lake: Lake, name: str, ledger: Ledger) -> None:
+def check_whole(lake: Lake, name: str, ledger: Ledger) -> None:
     """Raise a UsageError where the ledger speaks of rows of a table that is gone: they would never come back."""
     if lake.exists(name):
         return
-    lost = ledger.rows(["rows"], f"state = '{DONE}' AND rows > 0").num_rows
+    lost = ledger.rows(["rows"], "rows > 0").num_rows
     if lost:
         raise UsageError(
             f"table '{name}' is gone, but its ledger '{ledger.name}' says that {lost} shards are in it; delete "

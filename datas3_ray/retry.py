@@ -57,7 +57,7 @@ def with_backoff(call: Callable[[], T], what: str, *, after: str = "") -> T:
             raise
         except Exception as error:  # the engines raise OSError, ValueError and RuntimeError for the same trouble
             if delay is None or not is_passing(error):
-                raise Datas3Error(_sentence(what, error, attempt, after)) from error
+                raise Datas3Error(failure(what, error, attempt, after)) from error
         time.sleep(delay)
     raise AssertionError("unreachable")
 
@@ -68,7 +68,8 @@ def short(error: BaseException) -> str:
     return text if len(text) <= 300 else text[:297] + "..."
 
 
-def _sentence(what: str, error: Exception, attempts: int, after: str) -> str:
+def failure(what: str, error: Exception, attempts: int = 1, after: str = "") -> str:
+    """That ``what`` failed: how often it was tried, the cause, and what to do."""
     text = str(error).lower()
     if "no space left" in text or "os error 28" in text:
         advice = "free some space and run the same command again"

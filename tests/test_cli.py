@@ -211,3 +211,13 @@ def test_help_teaches() -> None:
     )
     for command in ("run", "quickstart", "ls", "show", "query", "diff", "export", "leaderboard", "report"):
         assert command in done.stdout
+
+
+def test_what_the_disk_says_is_a_sentence(filled, monkeypatch, capsys) -> None:
+    def full(*args, **more):
+        raise OSError("LanceError(IO): No space left on device (os error 28), writer/structural.rs:254:9")
+
+    monkeypatch.setattr("datas3_ray.lake.indexes.build_indexes", full)
+    status, _, said = datas3("index", "pool", "--lake", filled.uri, capsys=capsys)
+    assert status == 1
+    assert "error: the command failed: No space left on device (os error 28); free some space" in said

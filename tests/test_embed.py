@@ -170,7 +170,7 @@ def test_a_table_that_grew_is_filled_where_it_lacks_vectors(pool, tmp_path) -> N
     more = rows(tmp_path / "data", 100, 15)
     more = more.cast(pa.schema([schema.field(name) for name in more.schema.names]))
     # As an ingest does it, which knows nothing of the column.
-    commit(uri, write_fragments(more, uri, append=True), schema, overwrite=False)
+    commit(uri, write_fragments(more, uri, append=True), schema, mode="append")
     assert pool.table("pool").to_arrow(["dino"]).column("dino").null_count == 15
     pool.table("pool").dataset.delete("id = 'r00104'")
     plan = plan_embed(pool, "pool", EmbedConfig(encoders={"dino": TINY}))

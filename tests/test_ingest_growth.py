@@ -178,6 +178,22 @@ def test_moved_tables_of_files_are_not_taken_a_second_time(lake, tmp_path) -> No
         ingest(lake, "pool", config({**source, "parquet": str(tmp_path / "y/set/*.parquet")}), progress=False)
 
 
+def test_a_table_that_is_deleted_while_it_is_filled_is_not_begun_anew(lake, tmp_path, monkeypatch) -> None:
+    source = {"webdataset": make_shards(tmp_path / "data", shards=3, rows=2)}
+    settings = parse_config({"source": source, "encoders": {}, "workers": 1, "commit_shards": 1})
+    commit = Ledger.commit
+
+    def then_deleted(*args, **more):
+        done = commit(*args, **more)
+        shutil.rmtree(tmp_path / "lake" / "pool.lance")
+        return done
+
+    monkeypatch.setattr(Ledger, "commit", then_deleted)
+    with pytest.raises(UsageError, match=r"'pool' is gone, but its ledger 'pool.ledger' says that 1 shards"):
+        ingest(lake, "pool", settings, progress=False)
+    assert not lake.exists("pool")
+
+
 def test_a_table_that_was_deleted_without_its_ledger_is_told(lake, tmp_path) -> None:
     source = {"webdataset": make_shards(tmp_path / "data", shards=1, rows=2)}
     ingest(lake, "pool", config(source), progress=False)

@@ -18,6 +18,7 @@ from datas3_ray.lake.aligned import write_aligned
 from datas3_ray.lake.lake import check_name
 from datas3_ray.lake.schemas import fingerprint
 from datas3_ray.lake.splits import content_marks, held_out_ids, splits_of
+from datas3_ray.lake.storage import TableExists
 from datas3_ray.lake.view import Fragment, View, Within, rows_with
 from datas3_ray.runtime import ensure_ray
 
@@ -73,7 +74,8 @@ def combine(
     mark = _mark(operation, selections, pool, splits)
     name = name or f"{pool.name}-{operation}-{mark[:8]}"
     check_name(name)
-    if lake.exists(name):
+    there = lake.exists(name)
+    if there:
         existing = lake.table(name)
         if existing.kind != "selection":
             raise UsageError(f"'{name}' is a table of kind {existing.kind} already; choose another name.")
@@ -117,14 +119,18 @@ def combine(
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
 
-    write_aligned(
-        lake,
-        name,
-        mapped.parts,
-        kind="selection",
-        fragment_ids=view.fragment_ids,
-        lineage=lineage,
-    )
+    try:
+        write_aligned(
+            lake,
+            name,
+            mapped.parts,
+            kind="selection",
+            fragment_ids=view.fragment_ids,
+            lineage=lineage,
+            mode="overwrite" if there else "create",
+        )
+    except TableExists:  # another program took the name meanwhile: it is judged as any that is taken
+        return combine(lake, operation, names, name, replace=replace)
     return lake.selection(name)
 
 

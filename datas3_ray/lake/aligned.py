@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from datas3_ray.lake.lake import Lake, check_name
 from datas3_ray.lake.schemas import ID, with_kind
-from datas3_ray.lake.storage import StorageOptions, commit, dataset_uri, open_dataset, write_fragments
+from datas3_ray.lake.storage import Mode, StorageOptions, commit, dataset_uri, open_dataset, write_fragments
 from datas3_ray.lake.table import Table
 from datas3_ray.lake.view import aligned_part
 from datas3_ray.runtime import gather, remote
@@ -34,11 +34,13 @@ def write_aligned(
     lineage: Callable[[list[dict[str, int]]], dict[str, Any]],
     make: Callable[..., pa.Table] | None = None,
     args: tuple[Any, ...] = (),
+    mode: Mode = "overwrite",
 ) -> Table:
     """Write every part, or ``make(part, *args)`` of it, as the table ``name``, in one commit.
 
     ``lineage`` gets the tallies of all parts (``rows``, and ``kept`` where there is a ``keep`` column) and gives what
-    the table's metadata will say. The table appears whole, or not at all.
+    the table's metadata will say. The table appears whole, or not at all; where it is there that was to be ``create``d,
+    a TableExists is raised.
     """
     check_name(name)
     uri = dataset_uri(lake.uri, name)
@@ -53,7 +55,7 @@ def write_aligned(
         fragments.extend(texts)
     found = written[0][0] if written else _OF_NOTHING.get(kind, pa.schema([ID]))
     schema = with_kind(found, kind, {**lineage(tallies), PARTS: positions})
-    commit(uri, fragments, schema, overwrite=True, commit_id=uuid.uuid4().hex, options=lake.options)
+    commit(uri, fragments, schema, mode=mode, commit_id=uuid.uuid4().hex, options=lake.options)
     return lake.table(name)
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datas3_ray.errors import Datas3Error, UsageError, did_you_mean
+from datas3_ray.retry import failure
 
 if TYPE_CHECKING:
     from datas3_ray.lake.lake import Lake
@@ -262,8 +263,7 @@ def _build(lake: Lake, table: Table, column: str, choice: _Choice) -> None:
     try:
         opened.create_index(column, config=_config(table, column, choice), replace=True)
     except (RuntimeError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise Datas3Error(f"{choice.kind} on column '{column}' of table '{table.name}' failed: {reason}") from error
+        raise Datas3Error(failure(f"{choice.kind} on column '{column}' of table '{table.name}'", error)) from error
 
 
 def _config(table: Table, column: str, choice: _Choice) -> Any:

@@ -7,8 +7,9 @@ import re
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,11 +17,14 @@ import pyarrow.compute as pc
 from datas3_ray.errors import UsageError, did_you_mean
 from datas3_ray.lake.schemas import ID, KINDS, RESULTS, with_kind
 from datas3_ray.lake.storage import (
+    Mode,
     StorageOptions,
+    TableExists,
     commit,
     dataset_uri,
     is_local,
     open_dataset,
+    take_back,
     write_fragments,
 )
 from datas3_ray.lake.table import Table
@@ -174,8 +178,21 @@ class Lake:
             rows = _like(existing, rows)
             _check_new_ids(existing, rows)
         schema = existing.schema if existing is not None else with_kind(rows.schema, "image")
-        self._commit(name, rows, schema, overwrite=False)
+        try:
+            version = self._commit(name, rows, schema, "create" if existing is None else "append")
+        except TableExists:
+            return self.add(name, rows)  # another program made the table meanwhile: the rows have to fit that one
+        if existing is not None and version > existing.version + 1:
+            self._check_still_new(self.table(name, version - 1), rows)
         return self.table(name)
+
+    def _check_still_new(self, before: Table, rows: pa.Table) -> None:
+        """Of two programs that add the same ids at once, the one that came later takes its rows back."""
+        try:
+            _check_new_ids(before, rows)
+        except UsageError:
+            take_back(before.uri, before.version + 1, self.options)
+            raise
 
     def ingest(
         self,
@@ -203,23 +220,30 @@ class Lake:
         *,
         kind: str,
         lineage: dict[str, Any] | None = None,
-        mode: str = "overwrite",
+        mode: Mode = "overwrite",
     ) -> Table:
-        """Write a small table from this process in one commit: ``mode`` is ``overwrite`` or ``append``."""
+        """Write a small table from this process in one commit; ``append`` makes the table where there is none.
+
+        Raises TableExists where the table is there that was to be ``create``d.
+        """
         check_name(name)
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-        if mode not in ("overwrite", "append"):
-            raise ValueError(f"mode must be 'overwrite' or 'append', got {mode!r}")
-        born = self.table(name).born if self.exists(name) else None
-        self._commit(name, rows, with_kind(rows.schema, kind, lineage, born), overwrite=mode == "overwrite")
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+        existing = self.table(name) if self.exists(name) else None
+        schema = with_kind(rows.schema, kind, lineage, existing.born if existing is not None else None)
+        if mode == "append" and existing is None:
+            with suppress(TableExists):  # another program made it meanwhile: the rows come to what it wrote
+                self._commit(name, rows, schema, "create")
+                return self.table(name)
+        self._commit(name, rows, schema, mode)
         return self.table(name)
 
-    def _commit(self, name: str, rows: pa.Table, schema: pa.Schema, *, overwrite: bool) -> None:
+    def _commit(self, name: str, rows: pa.Table, schema: pa.Schema, mode: Mode) -> int:
         uri = dataset_uri(self.uri, name)
-        append = not overwrite and self.exists(name)
-        fragments = write_fragments(rows, uri, append=append, options=self.options)
-        commit(uri, fragments, schema, overwrite=not append, commit_id=uuid.uuid4().hex, options=self.options)
+        fragments = write_fragments(rows, uri, append=mode == "append", options=self.options)
+        return commit(uri, fragments, schema, mode=mode, commit_id=uuid.uuid4().hex, options=self.options)
 
     def __repr__(self) -> str:
         return f"Lake({self.uri!r})"

@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import uuid
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from datas3_ray.errors import Datas3Error
 from datas3_ray.lake.lake import Lake
 from datas3_ray.lake.schemas import LEDGER, with_kind
 from datas3_ray.lake.storage import create_dataset, dataset_uri, open_dataset
+from datas3_ray.retry import with_backoff
 
 LEASE = ""
 """What the lease's row has in place of a shard's name."""
@@ -29,6 +31,8 @@ BEAT = 20.0
 """Seconds between two signs of life."""
 SILENT = 120.0
 """Seconds without a sign of life after which a holder on another machine counts as dead."""
+_HELD: set[str] = set()
+"""Tokens of the leases that this process holds: one whose row could not be removed is held by nobody."""
 
 
 class Lease:
@@ -56,14 +60,20 @@ class Lease:
             raise Datas3Error(_sentence(self.table, held))
         if not self._take(held):
             raise Datas3Error(_sentence(self.table, _held(self._dataset())))
+        _HELD.add(self.token)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        _HELD.discard(self.token)
         if not self._lost:
-            self._dataset().delete(f"shard = '{LEASE}' AND commit = '{self.token}'")
+            with suppress(Datas3Error):  # what the run itself ended with is what counts
+                with_backoff(
+                    lambda: self._dataset().delete(f"shard = '{LEASE}' AND commit = '{self.token}'"),
+                    f"letting table '{self.table}' go",
+                )
 
     def check(self) -> None:
         """Raise a Datas3Error when another run has taken the table over, because this one was silent for too long."""
@@ -84,11 +94,17 @@ class Lease:
             "state": STATE,
             "created": datetime.now(timezone.utc),
         }
-        merge = self._dataset().merge_insert("shard").when_not_matched_insert_all()
-        if held is not None:
-            merge = merge.when_matched_update_all(f"target.commit = '{held['commit']}'")
-        done = merge.execute(pa.Table.from_pylist([row], LEDGER))
-        return bool(done["num_inserted_rows"] + done["num_updated_rows"])
+
+        def attempt() -> Any:
+            merge = self._dataset().merge_insert("shard").when_not_matched_insert_all()
+            if held is not None:
+                merge = merge.when_matched_update_all(f"target.commit = '{held['commit']}'")
+            return merge.execute(pa.Table.from_pylist([row], LEDGER))
+
+        with_backoff(attempt, f"taking table '{self.table}' for this run")
+        # An attempt that failed without an answer may have succeeded.
+        now = _held(self._dataset())
+        return now is not None and now["commit"] == self.token
 
     def _renew(self) -> None:
         while not self._stop.wait(BEAT):
@@ -132,6 +148,8 @@ def _started(pid: int) -> str:
 
 def _lives(held: dict[str, Any]) -> bool:
     host, pid, started = held["config"].split(" ")
+    if held["config"] == _me():
+        return held["commit"] in _HELD
     if host == socket.gethostname():
         try:
             os.kill(int(pid), 0)

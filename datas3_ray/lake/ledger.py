@@ -259,7 +259,7 @@ class Ledger:
                     dataset_uri(self.lake.uri, name),
                     fragments,
                     with_kind(target.schema, kind),
-                    overwrite=False,
+                    mode="append",
                     commit_id=commit_id,
                     retried=retried,
                     replaces=" OR ".join(replaced) or None,

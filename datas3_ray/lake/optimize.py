@@ -20,6 +20,7 @@ from datas3_ray.lake.references import referenced_versions, unfinished, unfinish
 from datas3_ray.lake.row_columns import MADE, inputs_version
 from datas3_ray.lake.storage import StorageOptions, open_dataset
 from datas3_ray.lake.table import CONTENT, Table
+from datas3_ray.retry import failure
 from datas3_ray.runtime import ensure_ray, gather, remote
 
 if TYPE_CHECKING:
@@ -177,7 +178,9 @@ def _compact(lake: Lake, name: str, config: OptimizeConfig, report: OptimizeRepo
             return
         except OSError as error:
             if "conflict" not in str(error).lower():
-                raise
+                raise Datas3Error(
+                    failure(f"compacting table '{name}'", error, after="the table is as it was")
+                ) from error
             last = error
     raise Datas3Error(
         f"table '{name}' was changed by another program each of the {ATTEMPTS} times that it was compacted; try again "

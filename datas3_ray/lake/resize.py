@@ -16,6 +16,7 @@ from datas3_ray.lake.aligned import aligned_refs, write_aligned
 from datas3_ray.lake.cut import apply_cut, find_cut
 from datas3_ray.lake.schemas import fingerprint
 from datas3_ray.lake.splits import content_marks, held_out_ids, splits_of
+from datas3_ray.lake.storage import TableExists
 from datas3_ray.lake.view import Fragment, View, Within, rows_with
 from datas3_ray.runtime import ensure_ray
 
@@ -84,16 +85,20 @@ def resize(selection: Selection, size: int | float | str, name: str | None) -> S
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
 
-    write_aligned(
-        selection.lake,
-        name,
-        parts,
-        kind="selection",
-        fragment_ids=fragment_ids,
-        lineage=new_lineage,
-        make=_recut,
-        args=(cut,),
-    )
+    try:
+        write_aligned(
+            selection.lake,
+            name,
+            parts,
+            kind="selection",
+            fragment_ids=fragment_ids,
+            lineage=new_lineage,
+            make=_recut,
+            args=(cut,),
+            mode="create",
+        )
+    except TableExists:  # another program took the name meanwhile: it is judged as any that is taken
+        return resize(selection, size, name)
     return selection.lake.selection(name)
 
 

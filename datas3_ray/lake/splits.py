@@ -15,6 +15,7 @@ from datas3_ray.errors import UsageError, engine_reason
 from datas3_ray.kernels.hashing import hash64, id_words, uniform
 from datas3_ray.kernels.strata import match_counts
 from datas3_ray.lake.schemas import fingerprint
+from datas3_ray.lake.storage import TableExists
 
 if TYPE_CHECKING:
     from datas3_ray.lake.lake import Lake
@@ -81,7 +82,8 @@ def split_table(lake: Lake, pool_name: str, name: str, split: Split, *, replace:
             table.require_column(column)
     identity = _identity(pool_name, split)
     mark = _mark(pool, like, split)
-    if lake.exists(name):
+    there = lake.exists(name)
+    if there:
         existing = lake.table(name)
         if existing.lineage().get("fingerprint") == mark:
             lacking = lacking_vectors(pool, existing)
@@ -107,7 +109,10 @@ def split_table(lake: Lake, pool_name: str, name: str, split: Split, *, replace:
         "seconds": round(time.perf_counter() - started, 3),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-    return lake.write(name, rows, kind="image", lineage=lineage)
+    try:
+        return lake.write(name, rows, kind="image", lineage=lineage, mode="overwrite" if there else "create")
+    except TableExists:  # another program took the name meanwhile: it is judged as any that is taken
+        return split_table(lake, pool_name, name, split, replace=replace)
 
 
 def split_is_current(lake: Lake, pool_name: str, name: str, split: Split) -> bool:

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -14,6 +14,7 @@ from datas3_ray.errors import Datas3Error
 from datas3_ray.retry import with_backoff
 
 StorageOptions = dict[str, str]
+Mode = Literal["create", "append", "overwrite"]
 
 # Lance logs "no existing dataset" as a warning whenever a table is made.
 os.environ.setdefault("LANCE_LOG", "error")
@@ -22,7 +23,12 @@ URI = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>]+")
 """A uri within a text."""
 COMMIT_ID = "datas3:commit"
 MAX_ROWS_PER_FRAGMENT = 1 << 20
+COMMIT_RETRIES = 20
 KEPT = "what was committed before stays"
+
+
+class TableExists(Datas3Error):
+    """A table that was to be made was made by another program meanwhile; nothing was written to it."""
 
 
 def is_local(uri: str) -> bool:
@@ -106,13 +112,16 @@ def commit(
     fragments: Sequence[str],
     schema: pa.Schema,
     *,
-    overwrite: bool,
+    mode: Mode,
     commit_id: str | None = None,
     retried: bool = False,
     replaces: str | None = None,
     options: StorageOptions | None = None,
 ) -> int:
     """Make fragments visible in one transaction and return the new version.
+
+    Of several programs that ``create`` a table at once one makes it, and the others get a TableExists: Lance itself
+    would let the last one's rows take the place of the others'.
 
     ``commit_id`` is kept in the transaction. A commit that may have happened already is ``retried``: it is then looked
     for in the table's history first and not done twice, since Lance itself would add the rows again. Rows that match
@@ -126,10 +135,15 @@ def commit(
     def attempt() -> int:
         nonlocal looked_for
         dataset = open_dataset(uri, options=options)
-        if looked_for and commit_id is not None and dataset is not None and has_commit(dataset, commit_id):
-            return int(dataset.version)
+        if looked_for and commit_id is not None and dataset is not None:
+            there = committed(dataset, commit_id)
+            if there is not None:
+                return there
         looked_for = True  # an attempt that failed without an answer may have succeeded
-        if dataset is None or overwrite:
+        create = mode == "create"
+        if create and dataset is not None:
+            raise TableExists(f"{uri} was made by another program meanwhile; run the same command again.")
+        if dataset is None or mode == "overwrite":
             operation: Any = lance.LanceOperation.Overwrite(schema, parsed)
         elif replaces is not None:
             operation = _replacement(dataset, parsed, replaces)
@@ -140,7 +154,16 @@ def commit(
             operation=operation,
             transaction_properties={COMMIT_ID: commit_id} if commit_id else {},
         )
-        return int(lance.LanceDataset.commit(uri, transaction, storage_options=options).version)
+        try:
+            # Without a retry Lance overwrites no version that it has not read.
+            retries = 0 if create else COMMIT_RETRIES
+            return int(
+                lance.LanceDataset.commit(uri, transaction, storage_options=options, max_retries=retries).version
+            )
+        except OSError:
+            if create and open_dataset(uri, options=options) is not None:
+                return attempt()
+            raise
 
     return with_backoff(attempt, f"the commit to {uri}", after=KEPT)
 
@@ -162,10 +185,26 @@ def _replacement(dataset: Any, fragments: list[Any], where: str) -> Any:
     )
 
 
-def has_commit(dataset: Any, commit_id: str) -> bool:
-    """Whether a transaction with this id is in the dataset's history."""
+def committed(dataset: Any, commit_id: str) -> int | None:
+    """The version that the transaction with this id made; None where it is not in the dataset's history."""
     history = dataset.get_transactions(recent_transactions=dataset.version)
-    return any(t is not None and (t.transaction_properties or {}).get(COMMIT_ID) == commit_id for t in history)
+    for age, transaction in enumerate(history):
+        if transaction is not None and (transaction.transaction_properties or {}).get(COMMIT_ID) == commit_id:
+            return int(dataset.version) - age
+    return None
+
+
+def take_back(uri: str, version: int, options: StorageOptions | None = None) -> None:
+    """Take the fragments that the commit of this version appended out again."""
+    import lance
+
+    then = {fragment.fragment_id for fragment in open_dataset(uri, version - 1, options).get_fragments()}
+    now = {fragment.fragment_id for fragment in open_dataset(uri, version, options).get_fragments()}
+    operation = lance.LanceOperation.Delete([], sorted(now - then), "true")
+    transaction = lance.Transaction(read_version=version, operation=operation)
+    with_backoff(
+        lambda: lance.LanceDataset.commit(uri, transaction, storage_options=options), f"taking rows back from {uri}"
+    )
 
 
 def sql_string(text: str) -> str:

@@ -19,6 +19,7 @@ from datas3_ray.lake.lake import check_name
 from datas3_ray.lake.schemas import fingerprint
 from datas3_ray.lake.selection import Selection
 from datas3_ray.lake.splits import content_marks, held_out_ids, splits_of
+from datas3_ray.lake.storage import Mode, TableExists
 from datas3_ray.lake.view import Counts, Mapped, View
 from datas3_ray.selectors.outside import code_mark, travels
 
@@ -158,7 +159,8 @@ class Selector(BaseModel):
         pool, parent, mark = made.pool, made.within, made.fingerprint
         name = name or f"{table}-{self.method}-{mark[:8]}"
         check_name(name)
-        if lake.exists(name):
+        there = lake.exists(name)
+        if there:
             existing = lake.table(name)
             if existing.kind != "selection":
                 raise UsageError(f"'{name}' is a table of kind {existing.kind} already; choose another name.")
@@ -175,7 +177,11 @@ class Selector(BaseModel):
         travels(type(self))
         view = View(pool, self.vector(), parent.within(pool) if parent is not None else None, held_out_ids(made.splits))
         outcome = self.choose(Inputs(lake, pool, view, made.query, parent, made.splits))
-        return _save(lake, name, view, outcome, {**made.identity, "fingerprint": mark}, started)
+        identity = {**made.identity, "fingerprint": mark}
+        try:
+            return _save(lake, name, view, outcome, identity, started, "overwrite" if there else "create")
+        except TableExists:  # another program took the name meanwhile: it is judged as any that is taken
+            return self.select(lake, table, within=within, query=query, name=name, replace=replace)
 
     def is_current(
         self, lake: Lake, table: str, name: str, *, within: str | Selection | None = None, query: str | None = None
@@ -233,7 +239,9 @@ class Selector(BaseModel):
         }
 
 
-def _save(lake: Lake, name: str, view: View, outcome: Outcome, identity: dict[str, Any], started: float) -> Selection:
+def _save(
+    lake: Lake, name: str, view: View, outcome: Outcome, identity: dict[str, Any], started: float, mode: Mode
+) -> Selection:
     parts = outcome.mapped.parts
     counts = outcome.mapped.counts()
     if counts.invalid and not counts.eligible:
@@ -273,6 +281,7 @@ def _save(lake: Lake, name: str, view: View, outcome: Outcome, identity: dict[st
         lineage=lineage,
         make=apply_cut,
         args=(cut,),
+        mode=mode,
     )
     return lake.selection(name)
 

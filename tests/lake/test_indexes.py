@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from datas3_ray import Lake
-from datas3_ray.errors import UsageError
+from datas3_ray.errors import Datas3Error, UsageError
 from datas3_ray.lake import indexes
 from datas3_ray.lake.indexes import build_index, build_indexes
 from datas3_ray.lake.storage import dataset_uri
@@ -178,3 +178,17 @@ def test_too_few_vectors_and_odd_dimensions(tmp_path) -> None:
         build_index(lake, "pool", "odd", "ivf_pq")
     with pytest.raises(UsageError, match="needs at least 1 vectors, and table 'pool' has 0"):
         build_index(lake, "pool", "none", "ivf_sq")
+
+
+def test_an_index_that_cannot_be_written_is_told_without_internals(tmp_path, monkeypatch) -> None:
+    lake = Lake(tmp_path)
+    lake.add("pool", pa.table({"id": ["a", "b"]}))
+
+    def refuse(*args, **more):
+        text = "LanceError(IO): Read-only file system (os error 30), /cargo/lance-io-13.0.0/src/object_store.rs:1000:21"
+        raise RuntimeError(f"lance error: {text}")
+
+    monkeypatch.setattr(lancedb.table.LanceTable, "create_index", refuse)
+    says = r"^btree on column 'id' of table 'pool' failed: Read-only file system \(os error 30\); make it writable"
+    with pytest.raises(Datas3Error, match=says):
+        build_index(lake, "pool", "id")

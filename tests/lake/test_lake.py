@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import lance
 import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import vector_rows
 
-from datas3_ray import Lake
+from datas3_ray import Lake, retry
 from datas3_ray.errors import UsageError
+from datas3_ray.lake import lake as lake_module
+from datas3_ray.lake.schemas import RESULTS
 from datas3_ray.lake.storage import commit, dataset_uri, open_dataset, write_fragments
 from datas3_ray.selectors import SemDeDup
 
@@ -113,8 +116,75 @@ def test_a_retried_commit_adds_its_rows_once(lake: Lake, rows: pa.Table) -> None
     fragments = write_fragments(more, uri, append=True)
     assert open_dataset(uri).count_rows() == 3
     for _ in range(3):
-        commit(uri, fragments, pool.schema, overwrite=False, commit_id="once", retried=True)
+        commit(uri, fragments, pool.schema, mode="append", commit_id="once", retried=True)
     assert open_dataset(uri).count_rows() == 6
+
+
+def first(monkeypatch, module, name: str, other) -> None:
+    """What another program does right before this one's next call of ``module.name``."""
+    work = getattr(module, name)
+
+    def late(*args, **more):
+        monkeypatch.setattr(module, name, work)
+        other()
+        return work(*args, **more)
+
+    monkeypatch.setattr(module, name, late)
+
+
+def test_two_programs_that_begin_a_table_at_once_lose_no_row(lake: Lake, rows: pa.Table, monkeypatch) -> None:
+    more = rows.set_column(0, "id", pa.array(["d", "e", "f"]))
+    first(monkeypatch, lake_module, "commit", lambda: lake.add("pool", more))
+    lake.add("pool", rows)
+    assert sorted(lake.table("pool").to_arrow(["id"])["id"].to_pylist()) == list("abcdef")
+    first(monkeypatch, lance.LanceDataset, "commit", lambda: lake.add("late", more))
+    lake.add("late", rows)
+    assert lake.table("late").count_rows() == 6
+
+    for table, says in ((rows, "id 'a' is already in table"), (more.drop_columns(["label"]), "unknown columns")):
+        name = says.split()[0]
+        first(monkeypatch, lake_module, "commit", lambda name=name, table=table: lake.add(name, table))
+        with pytest.raises(UsageError, match=says):
+            lake.add(name, rows)
+        assert lake.table(name).count_rows() == 3
+
+
+def test_of_two_programs_that_add_the_same_ids_at_once_one_does(lake: Lake, rows: pa.Table, monkeypatch) -> None:
+    def named(*ids: str) -> pa.Table:
+        return rows.slice(0, len(ids)).set_column(0, "id", pa.array(ids))
+
+    def ids() -> list[str]:
+        return sorted(lake.table("pool").to_arrow(["id"])["id"].to_pylist())
+
+    lake.add("pool", rows)
+    first(monkeypatch, lake_module, "commit", lambda: lake.add("pool", named("e", "f")))
+    with pytest.raises(UsageError, match="id 'e' is already in table 'pool'; nothing was added"):
+        lake.add("pool", named("d", "e"))
+    assert ids() == list("abcef")
+    first(monkeypatch, lake_module, "commit", lambda: lake.add("pool", named("g")))
+    lake.add("pool", named("h"))
+    assert ids() == list("abcefgh")
+
+    # The commit's answer is lost, and another program commits before it is asked for again.
+    commit = lance.LanceDataset.commit
+
+    def unanswered(*args, **more):
+        monkeypatch.setattr(lance.LanceDataset, "commit", commit)
+        commit(*args, **more)
+        lake.add("pool", named("j"))
+        raise OSError("connection reset by peer")
+
+    monkeypatch.setattr(retry, "DELAYS", (0.0,))
+    monkeypatch.setattr(lance.LanceDataset, "commit", unanswered)
+    lake.add("pool", named("i"))
+    assert ids() == list("abcefghij")
+
+
+def test_two_sweeps_that_end_at_once_lose_no_result(lake: Lake, monkeypatch) -> None:
+    trials = [pa.Table.from_pylist([{"trial": name}], RESULTS) for name in ("a", "b")]
+    first(monkeypatch, lake_module, "commit", lambda: lake.append_results(trials[1]))
+    lake.append_results(trials[0])
+    assert sorted(lake.results()["trial"].to_pylist()) == ["a", "b"]
 
 
 def test_null_vectors_and_nulls_inside_vectors_read_as_nan() -> None:

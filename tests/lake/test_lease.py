@@ -9,9 +9,10 @@ import sys
 import time
 from datetime import datetime, timedelta, timezone
 
+import lance
 import pytest
 
-from datas3_ray import Lake
+from datas3_ray import Lake, retry
 from datas3_ray.errors import Datas3Error
 from datas3_ray.lake import lease as module
 from datas3_ray.lake.lease import Lease, holder
@@ -123,3 +124,24 @@ def test_of_several_that_try_at_once_one_gets_it(plain) -> None:
     for process in processes:
         process.join()
     assert told == ["held", "refused", "refused"]
+
+
+def test_a_lease_that_cannot_be_written_is_a_sentence_and_holds_nobody_up(plain, monkeypatch) -> None:
+    monkeypatch.setattr(retry, "DELAYS", ())
+    full = OSError("LanceError(IO): No space left on device (os error 28), writer/structural.rs:254:9")
+
+    def refuse(*args, **more):
+        raise full
+
+    with pytest.raises(ZeroDivisionError), monkeypatch.context() as patched, Lease(plain, "pool", LEDGER):
+        patched.setattr(lance.LanceDataset, "delete", refuse)
+        raise ZeroDivisionError
+    assert open_dataset(dataset_uri(plain.uri, LEDGER)).count_rows() == 1, "the row could not be removed"
+    assert holder(plain, LEDGER) is None
+    with Lease(plain, "pool", LEDGER):
+        assert holder(plain, LEDGER)
+    with monkeypatch.context() as patched:
+        builder = type(open_dataset(dataset_uri(plain.uri, LEDGER)).merge_insert("shard"))
+        patched.setattr(builder, "execute", refuse)
+        with pytest.raises(Datas3Error, match=r"taking table 'pool' for this run failed.* free some space"):
+            Lease(plain, "pool", LEDGER).__enter__()

@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from datas3_ray.errors import UsageError
+from datas3_ray.errors import Datas3Error, UsageError
+from datas3_ray.lake import optimize as module
 from datas3_ray.lake.ledger import Ledger, ledger_name
 from datas3_ray.lake.optimize import OptimizeConfig, compact_small, optimize_lake, optimize_table
 from datas3_ray.lake.references import referenced_versions, unfinished
@@ -232,3 +233,14 @@ def test_pruning_makes_nothing_stale(lake, make_pool) -> None:
     assert not selector.is_current(lake, "pool", "some")
     make_pool(lake, "pool", ["new"], np.ones((1, 20)), n=[1.0])
     assert inputs_version(lake.table("pool")) > inputs
+
+
+def test_a_compaction_that_cannot_be_written_is_a_sentence_and_no_change(lake, pool, monkeypatch) -> None:
+    def full(*args, **more):
+        raise OSError("LanceError(IO): No space left on device (os error 28), writer/structural.rs:254:9")
+
+    monkeypatch.setattr(module, "_rewrite", full)
+    says = r"^compacting table 'pool' failed: No space left on device .*the table is as it was; free some space"
+    with pytest.raises(Datas3Error, match=says):
+        optimize_table(lake, "pool", NOW)
+    assert lake.table("pool").version == pool.version

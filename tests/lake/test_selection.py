@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import lance
 import lancedb
 import numpy as np
 import pytest
@@ -164,3 +165,41 @@ def test_a_table_stays_the_same_whatever_is_done_to_it(pool, make_pool) -> None:
     again = split_table(pool, "pool", "test", Split(where="w < 4"), replace=True)
     assert first.born == again.born != born
     assert first.content_mark != again.content_mark
+
+
+@pytest.mark.parametrize("kind", ["select", "resize", "combine", "split"])
+def test_of_two_programs_that_take_a_name_at_once_one_gets_it(lake, make_pool, monkeypatch, kind) -> None:
+    vectors = np.random.default_rng(0).normal(size=(40, 4))
+    make_pool(
+        lake, "pool", [f"r{i:02}" for i in range(40)], vectors, fragments=2, label=[str(i % 4) for i in range(40)]
+    )
+    whole, half = (Random(size=size, seed=0).select(lake, "pool", name=f"r{size}") for size in (1.0, 0.5))
+    make = {
+        "select": lambda odd: Random(size=0.5, seed=odd).select(lake, "pool", name="mine").table,
+        "resize": lambda odd: (half if odd else whole).resize(5, "mine").table,
+        "combine": lambda odd: combine(lake, "minus" if odd else "union", [whole.name, half.name], "mine").table,
+        "split": lambda odd: split_table(lake, "pool", "mine", Split(where=f"label = '{odd}'")),
+    }[kind]
+    commit = lance.LanceDataset.commit
+
+    def race(mine: int, theirs: int):
+        def late(*args, **more):
+            monkeypatch.setattr(lance.LanceDataset, "commit", commit)
+            made.append(make(theirs))
+            return commit(*args, **more)
+
+        made: list = []
+        monkeypatch.setattr(lance.LanceDataset, "commit", late)
+        try:
+            made.append(make(mine))
+        finally:
+            monkeypatch.setattr(lance.LanceDataset, "commit", commit)
+        return made
+
+    with pytest.raises(UsageError, match=r"'mine' exists and (was|is)"):
+        race(0, 1)
+    theirs = lake.table("mine")
+    assert theirs.version == 1 and theirs.lineage()["fingerprint"] == make(1).lineage()["fingerprint"]
+    shutil.rmtree(theirs.uri)
+    one, other = race(0, 0)
+    assert one.version == other.version == 1, "one that was made in just this way is taken as it is"
