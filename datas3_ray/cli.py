@@ -34,6 +34,8 @@ LakeOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table for people.")]
 _ANY_WIDTH = 1 << 16
+_INTERRUPTED = 130
+"""What typer makes of Ctrl-C in a command; releases before that raise Abort."""
 out = Console()
 err = Console(stderr=True)
 
@@ -195,13 +197,15 @@ def main() -> None:
     """Entry point: runs a command and turns every mistake into one sentence and an exit status."""
     try:
         status = app(standalone_mode=False)
+        if status == _INTERRUPTED:
+            raise KeyboardInterrupt
         if isinstance(status, int) and status:  # a command that ended with typer.Exit
             sys.exit(status)
     except (typer.Exit, SystemExit) as stop:
         sys.exit(getattr(stop, "exit_code", getattr(stop, "code", 0)))
     except Datas3Error as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         _fail("stopped; run the same command again to go on where it stopped.", 1)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -171,6 +172,12 @@ def test_mistakes(filled, tmp_path, capsys, words, status, says) -> None:
     assert "Traceback" not in complaint
     assert complaint.count("\n") == 1
     assert filled.names() == before
+
+
+def test_ctrl_c_is_one_sentence(filled, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("datas3_ray.lake.search.nearest_rows", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    status, _, complaint = datas3("query", "pool", "--like", "07", "--lake", filled.uri, capsys=capsys)
+    assert (status, complaint) == (1, "error: stopped; run the same command again to go on where it stopped.\n")
 
 
 def test_a_store_that_does_not_answer_is_one_sentence(filled, capsys, monkeypatch) -> None:
