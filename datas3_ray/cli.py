@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -15,6 +15,7 @@ from datas3_ray.cli_benchmark import register as register_benchmark
 from datas3_ray.cli_lake import register
 from datas3_ray.cli_scores import register as register_scores
 from datas3_ray.errors import Datas3Error, UsageError, ended
+from datas3_ray.texts import json_text
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,6 +33,9 @@ LakeOption = Annotated[
     str, typer.Option("--lake", help="The lake: a folder or an object-store uri.", envvar="DATAS3_LAKE")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table for people.")]
+_ANY_WIDTH = 1 << 16
+_INTERRUPTED = 130
+"""What typer makes of Ctrl-C in a command; releases before that raise Abort."""
 out = Console()
 err = Console(stderr=True)
 
@@ -53,9 +57,7 @@ def run(
 
     loaded = load_recipe(recipe, set_ or [])
     if not dry_run:
-        out.print(
-            f"[bold]{_escape(loaded.name)}[/bold]: lake {_escape(loaded.lake.uri)}", highlight=False, soft_wrap=True
-        )
+        _line(f"{loaded.name}: lake {loaded.lake.uri}")
     run_recipe(loaded, dry_run=dry_run, replace=replace, say=_line)
 
 
@@ -118,15 +120,15 @@ def show(
         columns = {field.name: str(field.type) for field in table.schema}
         _json({"name": name, "kind": table.kind, "columns": columns, "lineage": lineage, "rows": first})
         return
-    out.print(f"[bold]{name}[/bold]: {table.kind}, {table.count_rows()} rows, version {table.version}")
+    out.print(f"[bold]{name}[/bold]: {table.kind}, {table.count_rows()} rows, version {table.version}", soft_wrap=True)
     for field in table.schema:
         encoder = table.encoder(field.name)
         made = f"  [dim]{encoder.get('family')} {encoder.get('model')}[/dim]" if encoder else ""
-        out.print(f"  {_escape(field.name):<24} {_escape(str(field.type))}{made}", highlight=False)
+        out.print(f"  {_escape(f'{field.name:<24} {field.type}')}{made}", highlight=False, soft_wrap=True)
     if lineage:
         out.print("[bold]lineage[/bold]")
-        out.print_json(json.dumps(lineage, default=str))
-    _print(first, False, "")
+        out.print_json(json_text(lineage))
+    _print(first, False, "", tall=True)
 
 
 @app.command()
@@ -195,6 +197,8 @@ def main() -> None:
     """Entry point: runs a command and turns every mistake into one sentence and an exit status."""
     try:
         status = app(standalone_mode=False)
+        if status == _INTERRUPTED:
+            raise KeyboardInterrupt
         if isinstance(status, int) and status:  # a command that ended with typer.Exit
             sys.exit(status)
     except (typer.Exit, SystemExit) as stop:
@@ -205,7 +209,7 @@ def main() -> None:
         from datas3_ray.retry import failure
 
         _fail(failure("the command", error), 1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         _fail("stopped; run the same command again to go on where it stopped.", 1)
     except Exception as error:
         if type(error).__module__.startswith(("click", "typer")):
@@ -275,10 +279,15 @@ def _no_rejects(lake: Any, name: str) -> str:
 
 
 def _json(value: Any) -> None:
-    print(json.dumps(value, indent=2, default=str))
+    print(json_text(value, indent=2))
 
 
-def _print(rows: list[dict[str, Any]], as_json: bool, empty: str) -> None:
+def _print(rows: list[dict[str, Any]], as_json: bool, empty: str, *, tall: bool = False) -> None:
+    """Rows as a table, which in a file or a pipe is as wide as it is.
+
+    On a terminal cells are folded where it is too narrow, last of all the first column: it has the name or the id, to
+    be typed again. With ``tall`` each value then has a line of its own.
+    """
     if as_json:
         _json(rows)
         return
@@ -286,19 +295,31 @@ def _print(rows: list[dict[str, Any]], as_json: bool, empty: str) -> None:
         if empty:
             _line(empty)
         return
+    console = out if out.is_terminal else Console(width=_ANY_WIDTH)
+    cells = [[_cell(value, whole=not place) for place, value in enumerate(row.values())] for row in rows]
+    first = max(cell_len(row[0]) for row in cells)
     table = RichTable(box=None, header_style="bold", pad_edge=False)
-    for column in rows[0]:
-        table.add_column(_escape(column), justify="right" if isinstance(rows[0][column], (int, float)) else "left")
-    for row in rows:
-        table.add_row(*[_cell(value) for value in row.values()])
-    out.print(table)
+    for place, (column, value) in enumerate(rows[0].items()):
+        justify: Any = "right" if isinstance(value, (int, float)) else "left"
+        least = None if place else min(first, console.width // 2)
+        table.add_column(_escape(column), justify=justify, overflow="fold", min_width=least)
+    for row in cells:
+        table.add_row(*map(_escape, row))
+    natural = console.measure(table, options=console.options.update(max_width=_ANY_WIDTH)).maximum
+    if not tall or natural <= console.width:
+        console.print(table)
+        return
+    for row in cells:
+        _line("")
+        for column, cell in zip(rows[0], row, strict=True):
+            _line(f"  {column:<24} {cell}")
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, whole: bool) -> str:
     if value is None:
         return "-"
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return _escape(text if len(text) <= 60 else text[:57] + "...")
+    return text if whole or len(text) <= 60 else text[:57] + "..."
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from datas3_ray.cli_lake import JsonOption, LakeOption, _lake, _say
 from datas3_ray.errors import Datas3Error, UsageError, require_file_name
+from datas3_ray.texts import json_text
 
 
 def register(app: typer.Typer) -> None:
@@ -104,7 +104,7 @@ def leaderboard(
 
         written.append(str(write_leaderboard(results, html, model=model, paper=cells, scoring=word or "both")))
     if as_json:
-        print(json.dumps(board.to_rows(), indent=2, default=str))
+        print(json_text(board.to_rows(), indent=2))
     elif csv is None and markdown is None and html is None:
         from rich.console import Console
 

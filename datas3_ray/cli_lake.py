@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from datas3_ray.errors import UsageError
+from datas3_ray.texts import json_text, load_yaml
 
 if TYPE_CHECKING:
     from datas3_ray.lake import Lake
@@ -131,7 +132,7 @@ def _encoder(text: str) -> tuple[str, dict[str, Any]]:
     if not equals:
         raise UsageError(f"--encoder {text!r}: write NAME={{timm: MODEL, ...}}.")
     try:
-        spec = yaml.safe_load(value)
+        spec = load_yaml(value)
     except yaml.YAMLError as error:
         raise UsageError(f"--encoder {text!r}: what follows '=' is not YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(spec, dict):
@@ -158,9 +159,7 @@ def _has_folder(lake: Lake) -> bool:
 
 def _say(rows: list[dict[str, Any]], lines: list[str], as_json: bool) -> None:
     if as_json:
-        import json
-
-        print(json.dumps(rows, indent=2, default=str))
+        print(json_text(rows, indent=2))
         return
     for line in lines:
         typer.echo(line)

@@ -8,6 +8,7 @@ import typer
 
 from datas3_ray.cli_lake import DryRunOption, JsonOption, LakeOption
 from datas3_ray.errors import UsageError
+from datas3_ray.texts import load_yaml
 
 
 def register(app: typer.Typer) -> None:
@@ -68,7 +69,7 @@ def _with_settings(values: dict[str, Any], settings: list[str]) -> dict[str, Any
         if key in values:
             raise UsageError(f"--set {setting!r}: there is an option --{key} for it.")
         try:
-            values[key] = yaml.safe_load(text)
+            values[key] = load_yaml(text)
         except yaml.YAMLError as error:
             raise UsageError(f"--set {setting!r}: the value is not YAML: {' '.join(str(error).split())}.") from None
     return values

@@ -41,15 +41,15 @@ class UsageError(Datas3Error):
     exit_code = 2
 
 
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """The closest of ``choices`` as the tail of a sentence, or an empty string.
+def did_you_mean(word: object, choices: Iterable[object]) -> str:
+    """The closest of ``choices`` as the tail of a sentence, or an empty string; YAML's keys may be no texts.
 
     >>> did_you_mean("semdedupe", ["semdedup", "random"])
     " Did you mean 'semdedup'?"
     >>> did_you_mean("x", ["semdedup"])
     ''
     """
-    close = difflib.get_close_matches(word, list(choices), n=1)
+    close = difflib.get_close_matches(str(word), [str(choice) for choice in choices], n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
@@ -181,7 +181,7 @@ def explain(error: ValidationError, known: Iterable[str], values: Mapping[str, A
 
 
 def _unknown(key: Any, known: Collection[str]) -> str:
-    return f"unknown key {key!r}; it takes: {', '.join(known) or 'none'}.{did_you_mean(str(key), known)}"
+    return f"unknown key {key!r}; it takes: {', '.join(known) or 'none'}.{did_you_mean(key, known)}"
 
 
 def _written(place: Iterable[int | str], values: Mapping[str, Any]) -> tuple[str, Any]:

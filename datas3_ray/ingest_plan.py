@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from datas3_ray.encoders import EncoderConfig, parse_encoder
 from datas3_ray.errors import UsageError, checked
 from datas3_ray.ingest_shards import sort_items, sort_shards
-from datas3_ray.lake.lake import check_name
+from datas3_ray.lake.lake import check_own_name
 from datas3_ray.lake.ledger import Ledger, Replacement, quarantine_name
 from datas3_ray.lake.schemas import fingerprint
 from datas3_ray.sources import FileSource, Shard, Source, VectorSource, parse_source
@@ -107,7 +107,7 @@ def plan_ingest(lake: Lake, name: str, config: IngestConfig) -> Plan:
         those the table was ingested with, shards with the ids of others, and a table of which only the ledger is left.
         The lake is left as it was.
     """
-    check_name(name)
+    check_own_name(name)
     source = parse_source(config.source)
     encoders = _encoders(config, source)
     _check_columns(config, source, encoders)

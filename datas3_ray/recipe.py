@@ -22,6 +22,7 @@ from datas3_ray.errors import UsageError, did_you_mean
 from datas3_ray.lake import Lake
 from datas3_ray.step_kinds import KINDS, parse_step
 from datas3_ray.steps import Context, Outcome, Step
+from datas3_ray.texts import load_yaml
 
 _RESERVED = ("name", "description", "lake", "storage_options", "output", "steps")
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
@@ -65,9 +66,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         One sentence that names the file, the key or value that cannot be meant, and what is allowed.
     """
     file = find_file(path)
-    text = file.read_text(encoding="utf-8")
     try:
-        raw = yaml.safe_load(text)
+        raw = load_yaml(file.read_bytes())
     except yaml.YAMLError as error:
         raise UsageError(f"recipe {path} is not YAML: {' '.join(str(error).split())}.") from error
     return parse_recipe(raw, str(path), overrides, default_name=file.stem)
@@ -75,9 +75,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def find_file(path: str | Path) -> Path:
     """A file as the user names it: from the working folder, or one of those that come with the package."""
-    given = Path(path).expanduser()
+    given = Path(os.path.expanduser(path))
     for candidate in (given, Path(__file__).parent / given):
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # False, and no error, for a name that no file can have
             return candidate
     raise UsageError(f"no file {path}: it is neither in {Path.cwd()} nor among the package's own.")
 
@@ -89,6 +89,9 @@ def parse_recipe(
     if not isinstance(raw, Mapping):
         raise UsageError(f"{where}: a recipe is a mapping with the keys lake and steps, got {type(raw).__name__}.")
     values = copy.deepcopy(dict(raw))
+    for key in values:
+        if not isinstance(key, str):
+            raise UsageError(f"{where}: the key {key!r} is no text; put it in quotes (on, yes, off and no need them).")
     for override in overrides:
         _override(values, override, where)
     steps = values.pop("steps", None)
@@ -107,7 +110,13 @@ def parse_recipe(
             )
     resolved = [_resolve(step, values, used, (), where) for step in steps]
     expanded = list(itertools.chain.from_iterable(_expand(step, number, where) for number, step in enumerate(resolved)))
-    lake = Lake(str(top["lake"]), top.get("storage_options"))
+    for key in ("lake", "output"):
+        if isinstance(top.get(key), (bool, list, Mapping)):
+            raise UsageError(f"{where}: {key} = {top[key]!r} is not allowed: it is a folder or an object-store uri.")
+    try:
+        lake = Lake(str(top["lake"]), top.get("storage_options"))
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
     output = str(top.get("output") or f"{lake.uri}-output").rstrip("/")
     typed = _with_everything([parse_step(step, number, where) for number, step in enumerate(expanded)], where)
     _check_names(typed, lake, where)
@@ -168,7 +177,7 @@ def _override(values: dict[str, Any], override: str, where: str) -> None:
     if not equals or not key:
         raise UsageError(f"--set {override!r}: write key=value, or steps.NAME.path=value.")
     try:
-        value = yaml.safe_load(text)
+        value = load_yaml(text)
     except yaml.YAMLError as error:
         raise UsageError(f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}.") from error
     parts = key.split(".")

@@ -40,13 +40,16 @@ KINDS: dict[str, type[Step]] = {
 }
 """The kinds of step by the word for them in a recipe."""
 
+_NO_TEXT = "is not allowed: a table's name is a text; put it, or the values of its loop, in quotes."
+
 
 def parse_step(step: Mapping[str, Any], number: int, where: str) -> Step:
     """A typed step from its mapping ``{name: ..., KIND: {...}}``; a UsageError names the step and the key."""
     name = step.get("name")
-    if not isinstance(name, str):
+    if name is None:
         raise UsageError(f"{where}: step {number + 1} has no 'name'; every step needs one.")
-    check_name(name)
+    if not isinstance(name, str):
+        raise UsageError(f"{where}: step {number + 1}: name = {name!r} {_NO_TEXT}")
     kinds = [key for key in step if key != "name"]
     here = f"{where}: step '{name}'"
     if len(kinds) != 1 or kinds[0] not in KINDS:
@@ -62,6 +65,7 @@ def parse_step(step: Mapping[str, Any], number: int, where: str) -> Step:
     if not isinstance(body, Mapping):
         raise UsageError(f"{here}: '{kind}' must hold keys and values, got {body!r}.")
     try:
+        check_name(name)
         return _MAKERS.get(kind, _plain)(name, dict(body), KINDS[kind])
     except UsageError as error:
         raise UsageError(f"{here}: {error}") from None
@@ -90,7 +94,7 @@ def _select(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
             f"combine: {{{logic}: [a, b]}}, without 'from'."
         )
     if len(methods) != 1:
-        extra = [method for method in methods if method not in SELECTORS and ":" not in method]
+        extra = [method for method in methods if method not in SELECTORS and ":" not in str(method)]
         if extra:
             known = ["from", "within", "query", *SELECTORS]
             raise UsageError(f"unknown key '{extra[0]}'; it takes: {', '.join(known)}.{did_you_mean(extra[0], known)}")
@@ -98,7 +102,7 @@ def _select(name: str, body: dict[str, Any], kind: type[Step]) -> Step:
     parameters = body[methods[0]] or {}
     if not isinstance(parameters, Mapping):
         raise UsageError(f"'{methods[0]}' must hold parameters such as {{size: 0.25}}, got {parameters!r}.")
-    selector = make_selector(methods[0], dict(parameters))
+    selector = make_selector(str(methods[0]), dict(parameters))
     if selector.needs_query and query is None:
         raise UsageError(f"{methods[0]} needs 'query': the name of a table with examples of the deployment.")
     if query is not None and not selector.needs_query:
@@ -145,6 +149,8 @@ _MAKERS: dict[str, Callable[[str, dict[str, Any], type[Step]], Step]] = {
 
 def _from(body: dict[str, Any]) -> str:
     source = body.pop("from", None)
-    if not isinstance(source, str):
+    if source is None:
         raise UsageError("the key 'from' is missing; it names the image table to read.")
+    if not isinstance(source, str):
+        raise UsageError(f"from = {source!r} {_NO_TEXT}")
     return source

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "datas3_ray"
 FLOORS = {
     "kernels": 0,
     "errors": 1,
+    "texts": 1,
     "runtime": 1,
     "retry": 1,
     "lake": 2,

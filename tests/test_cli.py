@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from command import datas3
+from rich.console import Console
 
 from datas3_ray import Lake, cli
 from datas3_ray.selectors import Everything, Random
@@ -20,8 +22,6 @@ from datas3_ray.selectors import Everything, Random
 
 @pytest.fixture
 def filled(lake, make_pool, monkeypatch) -> Lake:
-    from rich.console import Console
-
     # Wide consoles on the captured streams, so that no sentence is folded.
     monkeypatch.setattr(cli, "out", Console(width=200, file=None))
     monkeypatch.setattr(cli, "err", Console(width=200, stderr=True))
@@ -55,6 +55,39 @@ def test_rejects_are_those_of_an_ingest(filled, capsys) -> None:
         assert said == f"table '{name}' ({kind}) was not ingested, so nothing of it can have been rejected.\n"
     filled.write("pool.ledger", pa.table({"shard": ["a.tar"]}), kind="ledger")
     assert datas3("show", "pool", *words, capsys=capsys)[1] == "nothing of table 'pool' was rejected.\n"
+
+
+@pytest.fixture
+def odd(tmp_path) -> Lake:
+    """A table with what JSON and a console's markup have no word for, and with a name longer than most."""
+    lake = Lake(tmp_path / "odd[/b]lake")
+    columns = {"id": ["a", "b"], "depth": [float("nan"), float("inf")], "taken": pa.array([0, 1], pa.timestamp("us"))}
+    lake.add("a-name-that-is-longer-than-most-names-of-tables.and-still-one", pa.table(columns))
+    Everything().select(lake, lake.names()[0], name="all")
+    return lake
+
+
+def test_nothing_is_lost_on_the_way_to_a_person(odd, capsys, monkeypatch) -> None:
+    name = odd.names()[0]
+    assert f"{name}  image" in datas3("ls", "--lake", odd.uri, capsys=capsys)[1]  # a pipe is as wide as it takes
+    assert "taken                    timestamp[us]\n" in datas3("show", name, "--lake", odd.uri, capsys=capsys)[1]
+    assert odd.uri in datas3("ls", "--lake", f"{odd.uri}-typo", capsys=capsys)[2]
+    monkeypatch.setattr(cli, "out", Console(force_terminal=True, width=30))
+    listed = datas3("ls", "--lake", odd.uri, capsys=capsys)[1]
+    assert "…" not in listed
+    assert name in "".join(line.split(" ")[0] for line in listed.splitlines())  # folded, and whole
+    assert (
+        "  taken                    1970-01-01 00:00:00\n" in datas3("show", name, "--lake", odd.uri, capsys=capsys)[1]
+    )
+
+
+def test_json_has_no_word_for_nan(odd, tmp_path, capsys) -> None:
+    _, printed, _ = datas3("show", odd.names()[0], "--lake", odd.uri, "--json", capsys=capsys)
+    assert [row["depth"] for row in json.loads(printed, parse_constant=pytest.fail)["rows"]] == [None, None]
+    to = tmp_path / "[b].jsonl"
+    assert f"written to {to}" in datas3("export", "all", str(to), "--lake", odd.uri, capsys=capsys)[1]
+    rows = [json.loads(line, parse_constant=pytest.fail) for line in to.read_text().splitlines()]
+    assert [row["depth"] for row in rows] == [None, None]
 
 
 def test_query_finds_the_row_itself_first(filled, capsys) -> None:
@@ -167,6 +200,12 @@ def test_mistakes(filled, tmp_path, capsys, words, status, says) -> None:
     assert "Traceback" not in complaint
     assert complaint.count("\n") == 1
     assert filled.names() == before
+
+
+def test_ctrl_c_is_one_sentence(filled, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("datas3_ray.lake.search.nearest_rows", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+    status, _, complaint = datas3("query", "pool", "--like", "07", "--lake", filled.uri, capsys=capsys)
+    assert (status, complaint) == (1, "error: stopped; run the same command again to go on where it stopped.\n")
 
 
 def test_a_store_that_does_not_answer_is_one_sentence(filled, capsys, monkeypatch) -> None:

@@ -214,6 +214,17 @@ def test_a_page_can_go_to_an_object_store(filled) -> None:
         (lambda r: r["steps"][0]["select"]["random"].update(size=1.5), "random: size = 1.5 is not allowed"),
         (lambda r: r["steps"][0]["select"].update({"from": "pol"}), "reads 'pol', which is neither an earlier step"),
         (lambda r: r["steps"][0]["select"].update(query="pool"), "random looks at no query"),
+        # YAML's keys and values need not be texts: `on:` is the key True, a year is a number.
+        (lambda r: r.update({True: "x"}), "the key True is no text; put it in quotes"),
+        (lambda r: r["steps"][0].update({1: {}}), "step 'r': unknown key '1'"),
+        (lambda r: r["steps"][0]["select"].update({1: {}}), "step 'r': unknown key '1'"),
+        (lambda r: r["steps"].append({"name": "c", "combine": {1: ["a", "b"]}}), "step 'c': unknown key '1'"),
+        (lambda r: r["steps"][0].update(name=2019), "step 1: name = 2019 is not allowed: a table's name is a text"),
+        (lambda r: r["steps"][0]["select"].update({"from": 3}), "step 'r': from = 3 is not allowed"),
+        (lambda r: r["steps"][0].update(name="a/b"), "step 'a/b': 'a/b' cannot name a table"),
+        (lambda r: r.update(lake=["a"]), r"lake = \['a'\] is not allowed: it is a folder"),
+        (lambda r: r.update(output={"a": 1}), "output = {'a': 1} is not allowed: it is a folder"),
+        (lambda r: r.update(storage_options="x"), "storage_options must be keys and values"),
         (lambda r: r["steps"].append(dict(SELECT)), "two steps are named 'r'"),
         (lambda r: r["steps"][0]["select"].update({"from": "${tabel}"}), r"\$\{tabel\} refers to no top-level key"),
         (lambda r: r.update(a="${b}", b="${a}", lake="${a}"), "refers to itself"),
@@ -273,6 +284,14 @@ def test_files_that_are_no_recipes(tmp_path) -> None:
     broken.write_text("lake: [")
     with pytest.raises(UsageError, match="is not YAML"):
         load_recipe(broken)
+    broken.write_text("lake: a\nsteps:\n  - {name: r, select: {from: pool, random: {size: 2, size: 3}}}\n")
+    with pytest.raises(UsageError, match=r"is not YAML: the key 'size' is there twice in .*, line 3, column 54"):
+        load_recipe(broken)
+    broken.write_bytes("lake: caf\xe9\n".encode("latin-1"))
+    with pytest.raises(UsageError, match="is not YAML: .*invalid continuation byte"):
+        load_recipe(broken)
+    with pytest.raises(UsageError, match="no file xxx"):
+        load_recipe("x" * 300)
     broken.write_text("- a\n- b\n")
     with pytest.raises(UsageError, match="a recipe is a mapping"):
         load_recipe(broken)

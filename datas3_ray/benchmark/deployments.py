@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from datas3_ray.errors import UsageError, checked, did_you_mean
 from datas3_ray.lake.splits import Split
 from datas3_ray.selectors import Selector, make_selector
+from datas3_ray.texts import load_yaml
 from datas3_ray.training.config import Task
 
 FOLDER = Path(__file__).with_name("deployments")
@@ -165,8 +166,8 @@ def _packaged(dataset: str) -> Path:
 @lru_cache(maxsize=32)
 def _read(where: str) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(Path(where).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        document = load_yaml(Path(where).read_bytes())
+    except (OSError, yaml.YAMLError) as error:
         raise UsageError(f"{where} cannot be read: {' '.join(str(error).split())}.") from None
     if not isinstance(document, dict):
         raise UsageError(f"{where}: a file of deployments is a mapping with the keys dataset and deployments.")

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from datas3_ray import __version__
 from datas3_ray.errors import UsageError, did_you_mean
 from datas3_ray.lake.aligned import write_aligned
-from datas3_ray.lake.lake import check_name
+from datas3_ray.lake.lake import check_own_name
 from datas3_ray.lake.schemas import fingerprint
 from datas3_ray.lake.splits import content_marks, held_out_ids, splits_of
 from datas3_ray.lake.storage import TableExists
@@ -73,7 +73,7 @@ def combine(
     splits = splits_of(lake, pool.name)
     mark = _mark(operation, selections, pool, splits)
     name = name or f"{pool.name}-{operation}-{mark[:8]}"
-    check_name(name)
+    check_own_name(name)
     there = lake.exists(name)
     if there:
         existing = lake.table(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 
 from datas3_ray.errors import UsageError, require_file_name
 from datas3_ray.lake.pool import pool_then
+from datas3_ray.texts import json_text
 
 if TYPE_CHECKING:
     from datas3_ray.lake.lake import Lake
@@ -87,7 +87,7 @@ def _writer(suffix: str, file: IO[bytes], closed: ExitStack) -> Callable[[pa.Tab
     if suffix == ".txt":
         return lambda rows: file.writelines(f"{value}\n".encode() for value in rows.column("id").to_pylist())
     if suffix == ".jsonl":
-        return lambda rows: file.writelines(_json(row).encode() + b"\n" for row in rows.to_pylist())
+        return lambda rows: file.writelines(json_text(row).encode() + b"\n" for row in rows.to_pylist())
     import pyarrow.csv as csv
     import pyarrow.parquet as pq
 
@@ -107,10 +107,6 @@ def _flat(rows: pa.Table) -> pa.Table:
     """Rows with lists and structs as JSON text, which a cell can hold."""
     for place, field in enumerate(rows.schema):
         if pa.types.is_nested(field.type):
-            texts = [None if value is None else _json(value) for value in rows.column(place).to_pylist()]
+            texts = [None if value is None else json_text(value) for value in rows.column(place).to_pylist()]
             rows = rows.set_column(place, field.name, pa.array(texts, pa.string()))
     return rows
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, default=str)

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 RESULTS_TABLE = "results"
 OPENED_AT_ONCE = 16
 """Tables of an object store that are opened at a time when a lake is listed."""
+_ENDINGS = (".ledger", ".quarantine", ".embed")
+"""Of the tables that the project keeps beside one of the user's."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]*")
 
 
@@ -171,7 +173,7 @@ class Lake:
             When ids are missing, repeated or already in the table, or the columns are not those of the table.
             Nothing is written then.
         """
-        check_name(name)
+        check_own_name(name)
         rows = _with_id(name, _with_vectors(name, rows))
         existing = self.table(name) if self.exists(name) else None
         if existing is not None:
@@ -264,7 +266,16 @@ def with_missing_columns(rows: pa.Table, schema: pa.Schema) -> pa.Table:
 def check_name(name: str) -> None:
     """Raise a UsageError unless ``name`` can name a table."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise UsageError(f"'{name}' cannot name a table: use letters, digits, '_', '-' and '.', not starting with '.'.")
+        raise UsageError(
+            f"{str(name)!r} cannot name a table: use letters, digits, '_', '-' and '.', not starting with '.'."
+        )
+
+
+def check_own_name(name: str) -> None:
+    """Raise a UsageError unless ``name`` can name a table of the user's: some are those of the project's own tables."""
+    check_name(name)
+    if name == RESULTS_TABLE or name.endswith(_ENDINGS):
+        raise UsageError(f"'{name}' is a name that the lake keeps for a table of its own; choose another name.")
 
 
 def _with_vectors(name: str, rows: pa.Table) -> pa.Table:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from datas3_ray.errors import UsageError, engine_reason
 from datas3_ray.kernels.hashing import hash64, id_words, uniform
 from datas3_ray.kernels.strata import match_counts
+from datas3_ray.lake.lake import check_own_name
 from datas3_ray.lake.schemas import fingerprint
 from datas3_ray.lake.storage import TableExists
 
@@ -75,6 +76,7 @@ def split_table(lake: Lake, pool_name: str, name: str, split: Split, *, replace:
         For an unknown column or table, a predicate that does not parse, a split with no rows, or a name that is taken.
     """
     started = time.perf_counter()
+    check_own_name(name)
     pool = lake.image_table(pool_name)
     like = lake.image_table(split.like) if split.like is not None else None
     for table, column in ((pool, split.hash), (pool, split.stratify), (like, split.stratify)):

@@ -15,7 +15,7 @@ from datas3_ray.errors import UsageError, one_sentence
 from datas3_ray.kernels.ranking import read_size, resolve_size
 from datas3_ray.lake.aligned import write_aligned
 from datas3_ray.lake.cut import apply_cut, find_cut
-from datas3_ray.lake.lake import check_name
+from datas3_ray.lake.lake import check_own_name
 from datas3_ray.lake.schemas import fingerprint
 from datas3_ray.lake.selection import Selection
 from datas3_ray.lake.splits import content_marks, held_out_ids, splits_of
@@ -158,7 +158,7 @@ class Selector(BaseModel):
         made = self._prepare(lake, table, within, query)
         pool, parent, mark = made.pool, made.within, made.fingerprint
         name = name or f"{table}-{self.method}-{mark[:8]}"
-        check_name(name)
+        check_own_name(name)
         there = lake.exists(name)
         if there:
             existing = lake.table(name)

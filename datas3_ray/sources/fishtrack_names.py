@@ -12,6 +12,7 @@ from datas3_ray.errors import UsageError
 from datas3_ray.sources.base import SampleError
 from datas3_ray.sources.remote import Options
 from datas3_ray.sources.storage import read_file
+from datas3_ray.texts import load_yaml
 
 SPLITS = ("train", "test", "sample", "val", "valid", "validation")
 """Names of folders, in any case of letters, that are the split of what is in them."""
@@ -72,7 +73,7 @@ def read_regions(uri: str | None = None, storage_options: Options = None) -> dic
     """
     place = uri or str(_REGIONS)
     try:
-        document = yaml.safe_load(read_file(place, storage_options, _MOST))
+        document = load_yaml(read_file(place, storage_options, _MOST))
     except SampleError as error:
         raise UsageError(f"fishtrack: regions: {error}.") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

@@ -19,6 +19,7 @@ from datas3_ray.sources.files import is_image, read_items
 from datas3_ray.sources.named_files import NamedFile, NamedFiles
 from datas3_ray.sources.records import read_records
 from datas3_ray.sources.storage import File, Files, Options, Pattern, Root, iter_folder, read_file
+from datas3_ray.texts import load_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +135,7 @@ def read_places(uri: str | None = None, storage_options: Options = None) -> dict
     """
     try:
         uri, options = (absolute(uri, storage_options), storage_options) if uri else (str(PLACES), None)
-        lists = yaml.safe_load(read_file(uri, options, _MAX_TEXT))
+        lists = load_yaml(read_file(uri, options, _MAX_TEXT))
     except SampleError as error:
         raise UsageError(f"geode: places: {error}.") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:

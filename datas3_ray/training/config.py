@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from datas3_ray.errors import UsageError, did_you_mean, one_sentence
+from datas3_ray.texts import load_yaml
 from datas3_ray.training.initial_weights import known_by, known_by_folder
 from datas3_ray.training.metrics import default_metric
 from datas3_ray.training.metrics import metric as find_metric
@@ -249,12 +250,12 @@ def _read(path: Path, where: str) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(path.read_bytes())
     except FileNotFoundError:
         raise UsageError(f"{where}: there is no such file.") from None
     except OSError as error:
         raise UsageError(f"{where}: it cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise UsageError(f"{where}: it is not YAML: {' '.join(str(error).split())}.") from error
     if values is None:
         return {}

@@ -12,9 +12,11 @@ from conftest import vector_rows
 from datas3_ray import Lake, retry
 from datas3_ray.errors import UsageError
 from datas3_ray.lake import lake as lake_module
+from datas3_ray.lake.algebra import combine
 from datas3_ray.lake.schemas import RESULTS
+from datas3_ray.lake.splits import Split, split_table
 from datas3_ray.lake.storage import commit, dataset_uri, open_dataset, write_fragments
-from datas3_ray.selectors import SemDeDup
+from datas3_ray.selectors import Random, SemDeDup
 
 
 @pytest.fixture
@@ -33,6 +35,22 @@ def test_list_columns_become_searchable_vectors(lake: Lake, rows: pa.Table) -> N
     assert lake.table("pool").vector_columns() == {"vec": 2}
     found = lancedb.connect(lake.uri).open_table("pool").search([0.6, 0.8]).limit(1).to_list()
     assert found[0]["id"] == "c"
+
+
+@pytest.mark.parametrize("name", ["results", "pool.ledger", "pool.quarantine", "pool.embed"])
+def test_names_of_the_projects_own_tables_are_not_to_be_had(lake: Lake, rows: pa.Table, name: str) -> None:
+    pool = lake.add("pool", rows)
+    parts = [Random(size=1, seed=seed).select(lake, "pool", name=f"part-{seed}").name for seed in (0, 1)]
+    for make in (
+        lambda: lake.add(name, rows),
+        lambda: split_table(lake, "pool", name, Split(where="label = 'x'")),
+        lambda: Random(size=1).select(lake, "pool", name=name),
+        lambda: combine(lake, "union", parts, name),
+        lambda: lake.ingest(name, source={"folder": "."}, encoders={}),
+    ):
+        with pytest.raises(UsageError, match=f"'{name}' is a name that the lake keeps"):
+            make()
+    assert lake.names() == [*parts, pool.name]
 
 
 def test_adding_appends_and_keeps_the_order_of_columns(lake: Lake, rows: pa.Table) -> None:
