@@ -176,6 +176,23 @@ def export(
 
 
 @app.command()
+def publish(
+    selection: Annotated[str, typer.Argument(help="A selection.")],
+    lake: LakeOption = "./lake",
+    columns: Annotated[
+        str, typer.Option("--columns", help="Of the selection's columns, with commas, such as keep,score.")
+    ] = "keep",
+    name: Annotated[
+        str | None, typer.Option("--as", help="The column that says what is kept; the selection's name by default.")
+    ] = None,
+) -> None:
+    """Write a selection into its image table as columns, for searches with --where or in plain LanceDB."""
+    chosen = _lake(lake).selection(selection)
+    made = chosen.publish([column.strip() for column in columns.split(",") if column.strip()], name)
+    _line(f"table '{chosen.lineage()['table']}' has selection '{selection}' as {', '.join(made)}")
+
+
+@app.command()
 def report(
     lake: LakeOption = "./lake",
     to: Annotated[Path, typer.Option("--to", help="The page to write.")] = Path("report.html"),

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datas3_ray.errors import UsageError, did_you_mean
-from datas3_ray.lake.schemas import ID, KINDS, RESULTS, with_kind
+from datas3_ray.lake.schemas import ID, KINDS, MADE, RESULTS, with_kind
 from datas3_ray.lake.storage import (
     Mode,
     StorageOptions,
@@ -166,11 +166,12 @@ class Lake:
         """Append rows that already have vectors, making the table when it is new.
 
         ``rows`` needs a string column ``id``; list columns of equal length become searchable vectors of float32.
+        Columns that were made from the table's rows (scores, published selections) may be left out.
 
         Raises
         ------
         UsageError
-            When ids are missing, repeated or already in the table, or the columns are not those of the table.
+                When ids are missing, repeated or already in the table, or the columns are not those of the table.
             Nothing is written then.
         """
         check_own_name(name)
@@ -322,6 +323,9 @@ def _with_id(name: str, rows: pa.Table) -> pa.Table:
 
 def _like(existing: Table, rows: pa.Table) -> pa.Table:
     """The rows in the table's own column order and types, or a sentence that says where they differ."""
+    for field in existing.schema:
+        if field.name not in rows.schema.names and MADE.encode() in (field.metadata or {}):
+            rows = rows.append_column(field, pa.nulls(rows.num_rows, field.type))  # made from rows, later than these
     want, have = set(existing.schema.names), set(rows.schema.names)
     if want != have:
         raise UsageError(

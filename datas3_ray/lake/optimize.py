@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from datas3_ray.errors import Datas3Error
 from datas3_ray.lake.references import referenced_versions, unfinished, unfinished_embed
-from datas3_ray.lake.row_columns import MADE, inputs_version
+from datas3_ray.lake.row_columns import inputs_version
+from datas3_ray.lake.schemas import MADE
 from datas3_ray.lake.storage import StorageOptions, open_dataset
 from datas3_ray.lake.table import CONTENT, Table
 from datas3_ray.retry import failure

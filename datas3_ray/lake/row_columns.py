@@ -1,4 +1,4 @@
-"""Columns of numbers that are put beside the rows of an image table, by id, without touching what it holds.
+"""Columns that are put beside the rows of an image table, by id, without touching what it holds.
 
 One task a fragment writes only the new columns' data file, and one commit makes them visible. New columns make no
 selection of the table stale. Columns that are there get other values in place, which counts as a change of the table,
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from datas3_ray.errors import Datas3Error
 from datas3_ray.lake.orphans import lake_filesystem
+from datas3_ray.lake.schemas import MADE
 from datas3_ray.lake.staged import Finished, commit_columns, field_ids, schema_text, with_file
 from datas3_ray.lake.storage import StorageOptions, open_dataset
 from datas3_ray.lake.table import Table
@@ -25,9 +26,6 @@ from datas3_ray.runtime import gather, remote
 
 if TYPE_CHECKING:
     from datas3_ray.lake.lake import Lake
-
-MADE = "datas3:numbers"
-"""Key of what a column's field keeps about its numbers, and property of the commits that write such columns."""
 
 ATTEMPTS = 5
 OFFSET = 0xFFFFFFFF
@@ -76,10 +74,18 @@ def write_numbers(lake: Lake, name: str, version: int, numbers: pa.Table, made: 
     import ray
 
     columns = [column for column in numbers.schema.names if column != "id"]
-    values = ray.put(numbers)
+    return write_columns(lake, name, version, ray.put(numbers), {column: made[column] for column in columns})
+
+
+def write_columns(lake: Lake, name: str, version: int, values: Any, made: Mapping[str, Mapping[str, Any]]) -> int:
+    """As :func:`write_numbers`, for columns of any type that need not all be in one process.
+
+    ``values`` is a reference to a table of ``id`` and the columns of ``made``, or a callable that every fragment's task
+    asks for that of its own rows: ``values(fragment, ids)``.
+    """
     there = lake.table(name).schema.names
-    new = {column: made[column] for column in columns if column not in there}
-    old = {column: made[column] for column in columns if column in there}
+    new = {column: about for column, about in made.items() if column not in there}
+    old = {column: about for column, about in made.items() if column in there}
     if new:
         _commit(lake, name, version, values, new, add=True)
     if old:
@@ -124,11 +130,12 @@ def _text(about: Mapping[str, Any]) -> str:
 
 
 def _add(
-    uri: str, version: int, options: StorageOptions | None, fragment: int, numbers: pa.Table, made: dict[str, str]
+    uri: str, version: int, options: StorageOptions | None, fragment: int, values: Any, made: dict[str, str]
 ) -> Finished:
     """The columns are new to the table: Lance itself adds them to the fragment."""
     dataset = open_dataset(uri, version, options)
     rows = dataset.get_fragment(fragment).to_table(columns=["id"])
+    numbers = _of_fragment(values, fragment, rows)
     fields = [pa.field(name, numbers.schema.field(name).type, metadata={MADE: text}) for name, text in made.items()]
     batch = _beside(rows.column("id"), numbers, pa.schema(fields))
     reader = pa.RecordBatchReader.from_batches(batch.schema, [batch] if batch.num_rows else [])
@@ -137,7 +144,7 @@ def _add(
 
 
 def _replace(
-    uri: str, version: int, options: StorageOptions | None, fragment: int, numbers: pa.Table, made: dict[str, str]
+    uri: str, version: int, options: StorageOptions | None, fragment: int, values: Any, made: dict[str, str]
 ) -> Finished:
     """The columns are there: a new data file takes the place of the one that holds their values."""
     from lance.file import LanceFileWriter
@@ -146,7 +153,7 @@ def _replace(
     piece = table.dataset.get_fragment(fragment)
     rows = piece.to_table(columns=["id"], with_row_address=True)
     schema = pa.schema([table.schema.field(name) for name in made])
-    live = _beside(rows.column("id"), numbers, schema)
+    live = _beside(rows.column("id"), _of_fragment(values, fragment, rows), schema)
     # The file has a place for each deleted row too.
     at = np.full(piece.metadata.physical_rows, -1, np.int64)
     at[rows.column("_rowaddr").to_numpy().astype(np.int64) & OFFSET] = np.arange(rows.num_rows)
@@ -164,6 +171,10 @@ def _replace(
     size = int(filesystem.size(f"{root}/data/{file}"))
     ids = field_ids(table)
     return Finished(fragment, with_file(piece.metadata, [ids[name] for name in made], file, size), None, {})
+
+
+def _of_fragment(values: Any, fragment: int, rows: pa.Table) -> pa.Table:
+    return values(fragment, rows.column("id").combine_chunks()) if callable(values) else values
 
 
 def _beside(ids: pa.ChunkedArray, numbers: pa.Table, schema: pa.Schema) -> pa.RecordBatch:

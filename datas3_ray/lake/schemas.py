@@ -16,6 +16,10 @@ ENCODER = b"datas3:encoder"
 BORN = b"datas3:born"
 """Tells a table from one that is made under its name after it was deleted: the versions of both begin at 1."""
 
+MADE = "datas3:numbers"
+"""Key of what a column's field keeps about values that were made from the table's rows, and property of the commits
+that write such columns."""
+
 KINDS = ("image", "quarantine", "ledger", "selection", "centroids", "assignments", "results")
 
 # Non-null and an unenforced primary key: without both, concurrent merges of the same ids duplicate rows.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -90,6 +91,31 @@ class Selection:
         from datas3_ray.lake.resize import resize
 
         return resize(self, size, name)
+
+    def publish(self, columns: Sequence[str] = ("keep",), name: str | None = None) -> list[str]:
+        """Write columns beside the rows of the image table, for searches with ``where`` in plain LanceDB.
+
+        ``keep`` becomes the column ``name`` (the selection's own name by default, with ``_`` for what no column may be
+        called), another one ``NAME_COLUMN``. Rows that the selection does not know, such as later ones, have null. It
+        makes nothing stale; only publishing a selection of the same name that was made anew changes values that are
+        there. Publishing the same again does nothing.
+
+        Returns
+        -------
+        list of str
+            The columns of the image table.
+
+        Raises
+        ------
+        UsageError
+            For a column that the selection does not have, a name that no column may have or that another column has,
+            and where the image table was deleted since.
+        Datas3Error
+            When another program changed rows of the table meanwhile; nothing is written then.
+        """
+        from datas3_ray.lake.publish import publish
+
+        return publish(self, columns, name)
 
     def __repr__(self) -> str:
         return f"Selection({self.name!r}, method={self.method!r}, kept={len(self)})"
