@@ -156,7 +156,7 @@ def test_shards_that_were_moved_are_not_taken_a_second_time(lake, tmp_path) -> N
     ingest(lake, "pool", config({"webdataset": str(tmp_path / "x" / "shards" / "*.tar")}), progress=False)
     (tmp_path / "x").rename(tmp_path / "y")
     moved = {"webdataset": str(tmp_path / "y" / "shards" / "*.tar")}
-    sentence = r"y/shards/00000.tar' would have the ids of '.*x/shards/00000.tar', which is in table 'pool'"
+    sentence = r"y/shards/0000[01].tar' would have the ids of '.*x/shards/0000[01].tar', which is in table 'pool'"
     with pytest.raises(UsageError, match=sentence):
         ingest(lake, "pool", config(moved), progress=False)
     assert lake.table("pool").count_rows() == 4
