@@ -67,9 +67,8 @@ class Yolo(Files, FileSource):
     def items(self) -> list[Item]:
         """Every image of the splits, sorted by id.
 
-        Raises UsageError for a missing file, folder or split, an image that is in two splits, and where none of them is
-        there. A line of a list
-        that leads out of the data set is an item that becomes a Reject.
+        Raises UsageError for a missing file, folder or split, an image that is in two splits, and where no image is
+        there. A line of a list that leads out of the data set is an item that becomes a Reject.
         """
         uri, document, names = self._data_yaml()
         root, listing = self._root(uri, document)
