@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datas3_ray.exchange import exchange
-from datas3_ray.ingest_plan import Plan
 from datas3_ray.kernels.hashing import hash64, id_words
 from datas3_ray.lake.storage import open_dataset
 from datas3_ray.runtime import ensure_ray, gather, remote
 from datas3_ray.sources import Shard, VectorSource
 
 if TYPE_CHECKING:
+    from datas3_ray.ingest_plan import Plan
     from datas3_ray.lake import Lake
 
 
@@ -59,7 +59,7 @@ def _ids_of_shard(source: VectorSource, shard: Shard, number: int) -> tuple[pa.T
 
 def _ids_of_fragment(uri: str, version: int, fragment: int, gone: str, options: dict[str, str] | None) -> pa.Table:
     rows = open_dataset(uri, version, options).get_fragment(fragment)
-    return _keyed(rows.to_table(columns=["id"], filter=f"NOT ({gone})" if gone else None).column("id"))
+    return _keyed(rows.to_table(columns=["id"], filter=f"({gone}) IS NOT TRUE" if gone else None).column("id"))
 
 
 def _keyed(ids: pa.ChunkedArray, **columns: pa.Array) -> pa.Table:

@@ -46,12 +46,13 @@ def json_text(value: Any, indent: int | None = None) -> str:
     >>> json_text({"score": float("nan"), "best": [0.5, float("-inf")]})
     '{"score": null, "best": [0.5, null]}'
     """
-    return json.dumps(_finite(value), indent=indent, default=str)
+    return json.dumps(finite(value), indent=indent, default=str)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value with null in the place of numbers that JSON cannot hold."""
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

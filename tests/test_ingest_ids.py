@@ -132,6 +132,29 @@ def test_ids_in_a_file_beside_arrays(lake, tmp_path) -> None:
     assert set_aside(lake) == [("b.npy", 0, "duplicate_id", "y")]
 
 
+def test_ids_that_no_row_can_have_are_set_aside(lake, tmp_path) -> None:
+    for name, ids in (("a", ["x", "y\0z"]), ("b", ["y", "x"])):
+        np.save(tmp_path / f"{name}.npy", np.ones((2, 3), np.float32))
+        (tmp_path / f"{name}.txt").write_text("\n".join(ids))
+    source = {"vectors": str(tmp_path / "*.npy"), "column": "clip", "ids": str(tmp_path / "*.txt")}
+    summary = ingest(lake, "pool", parse_config({"source": source}), progress=False)
+    assert (summary.rows, summary.reasons) == (2, {"no_id": 1, "duplicate_id": 1})
+
+
+def test_rows_without_an_address_keep_their_ids_from_replaced_shards(lake, tmp_path) -> None:
+    write(tmp_path / "a.parquet", ["x"], 1)
+    run(lake, tmp_path / "a.parquet")
+    table = lake.table("pool").to_arrow()
+    nameless = {"id": ["mine"], "clip": table.column("clip").to_pylist()}
+    lake.add(
+        "pool",
+        pa.table({name: nameless.get(name, pa.nulls(1, table.schema.field(name).type)) for name in table.schema.names}),
+    )
+    write(tmp_path / "a.parquet", ["mine", "x"], 2)
+    assert run(lake, tmp_path / "a.parquet", replace=True).reasons == {"duplicate_id": 1}
+    assert set(lake.table("pool").to_arrow(["id"])["id"].to_pylist()) == {"mine", "x"}
+
+
 def test_no_ids_are_read_where_none_can_repeat(lake, tmp_path) -> None:
     for name in "ab":
         np.save(tmp_path / f"{name}.npy", np.ones((2, 3), np.float32))

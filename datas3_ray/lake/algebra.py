@@ -214,7 +214,7 @@ def _combined(fragment: Fragment, operation: str, sources: list[Within]) -> pa.T
 
 
 def _look_up(fragment: Fragment, source: Within, ids: pa.Array) -> _Rows:
-    rows = rows_with(fragment, source, ids, ["id", "keep", "score"])
+    rows = rows_with(source, fragment.fragment, ids, fragment.options, ["id", "keep", "score"])
     place = pc.index_in(ids, value_set=rows.column("id").combine_chunks()).fill_null(-1).to_numpy()
     there = place >= 0
     keep = np.zeros(len(ids), bool)

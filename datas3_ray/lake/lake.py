@@ -171,7 +171,7 @@ class Lake:
         Raises
         ------
         UsageError
-                When ids are missing, repeated or already in the table, or the columns are not those of the table.
+            When ids are missing, repeated or already in the table, or the columns are not those of the table.
             Nothing is written then.
         """
         check_own_name(name)

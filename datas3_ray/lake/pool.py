@@ -29,17 +29,22 @@ def pool_then(lake: Lake, selection: Selection) -> Table:
         then = newest if version in (None, newest.version) else lake.table(name, int(version))
     except UsageError:
         then = None
-    if not may_be_of(selection, then or newest):
-        raise UsageError(
-            f"table '{name}' was deleted and made anew since selection '{selection.name}' was made from it; make the "
-            "selection again."
-        )
+    check_of(selection, then or newest)
     if then is None:
         raise UsageError(
             f"selection '{selection.name}' was made from version {version} of table '{name}', which is no "
             "longer there; make the selection again."
         )
     return then
+
+
+def check_of(selection: Selection, table: Table) -> None:
+    """Raise a UsageError for a table that took the name of the selection's pool."""
+    if not may_be_of(selection, table):
+        raise UsageError(
+            f"table '{table.name}' was deleted and made anew since selection '{selection.name}' was made from it; make "
+            "the selection again."
+        )
 
 
 def may_be_of(selection: Selection, table: Table) -> bool:

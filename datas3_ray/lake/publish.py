@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from datas3_ray.errors import UsageError, did_you_mean
-from datas3_ray.lake.pool import may_be_of
+from datas3_ray.lake.pool import check_of
 from datas3_ray.lake.row_columns import inputs_version, made_from, write_columns
 from datas3_ray.lake.storage import StorageOptions
-from datas3_ray.lake.view import Fragment, Within, rows_with
+from datas3_ray.lake.view import Within, rows_with
 from datas3_ray.runtime import ensure_ray
 
 if TYPE_CHECKING:
@@ -21,17 +21,14 @@ if TYPE_CHECKING:
     from datas3_ray.lake.table import Table
 
 KEEP = "keep"
+_OTHER_NAME = "choose another name with `--as` (in Python `name=`)."
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def publish(selection: Selection, columns: Sequence[str] = (KEEP,), name: str | None = None) -> list[str]:
     """Write columns of the selection beside the rows of its image table; see :meth:`Selection.publish`."""
     table = selection.lake.image_table(str(selection.lineage()["table"]))
-    if not may_be_of(selection, table):
-        raise UsageError(
-            f"table '{table.name}' was deleted and made anew since selection '{selection.name}' was made from it; make "
-            "the selection again."
-        )
+    check_of(selection, table)
     names = _names(selection, columns, name)
     made = {
         published: {"selection": selection.name, "column": column, "fingerprint": selection.fingerprint}
@@ -55,8 +52,7 @@ class _Values:
     options: StorageOptions | None
 
     def __call__(self, fragment: int, ids: pa.Array) -> pa.Table:
-        asked = Fragment("", 0, fragment, 0, None, None, None, self.options)
-        found = rows_with(asked, self.selection, ids, ["id", *self.names])
+        found = rows_with(self.selection, fragment, ids, self.options, ["id", *self.names])
         return found.rename_columns(["id", *self.names.values()])
 
 
@@ -66,7 +62,7 @@ def _names(selection: Selection, columns: Sequence[str], name: str | None) -> di
     if not _NAME.fullmatch(start):
         raise UsageError(
             f"a column cannot be called {start!r}: letters, digits and _ are allowed, and no digit at the start; "
-            "choose another name with `--as` (in Python `name=`)."
+            f"{_OTHER_NAME}"
         )
     there = [field for field in selection.table.schema.names if field != "id"]
     if not columns:
@@ -89,11 +85,10 @@ def _check_free(table: Table, published: str, selection: Selection, column: str)
     if twin.name != published or (before.get("selection"), before.get("column")) != (selection.name, column):
         raise UsageError(
             f"table '{table.name}' has a column '{twin.name}' already, which is not '{column}' of selection "
-            f"'{selection.name}'; choose another name with `--as` (in Python `name=`)."
+            f"'{selection.name}'; {_OTHER_NAME}"
         )
     if twin.type != selection.table.schema.field(column).type:
         raise UsageError(
             f"column '{published}' of table '{table.name}' is {twin.type}, and '{column}' of selection "
-            f"'{selection.name}' is {selection.table.schema.field(column).type} now; choose another name with `--as` "
-            "(in Python `name=`)."
+            f"'{selection.name}' is {selection.table.schema.field(column).type} now; {_OTHER_NAME}"
         )

@@ -133,7 +133,7 @@ def _rows(selection: Selection) -> _Rows:
 def _still_there(fragment: Fragment, source: Within) -> pa.Table:
     """The selection's rows of those that a fragment has now, in its order."""
     ids = fragment.ids()
-    rows = rows_with(fragment, source, ids)
+    rows = rows_with(source, fragment.fragment, ids, fragment.options)
     place = pc.index_in(ids, value_set=rows.column("id").combine_chunks())
     fragment.counts.outside += place.null_count
     return rows.take(place.drop_null())

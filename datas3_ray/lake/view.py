@@ -273,11 +273,13 @@ def aligned_part(dataset: Any, positions: list[int], columns: list[str] | None, 
     return pa.concat_tables([fragment.to_table(columns=columns, filter=filter) for fragment in chosen])
 
 
-def rows_with(fragment: Fragment, source: Within, ids: pa.Array, columns: list[str] | None = None) -> pa.Table:
+def rows_with(
+    source: Within, fragment: int, ids: pa.Array, options: StorageOptions | None, columns: list[str] | None = None
+) -> pa.Table:
     """Rows of a selection among which are those of a fragment's ``ids``, wherever in the selection these are."""
-    dataset = open_dataset(source.uri, source.version, fragment.options)
+    dataset = open_dataset(source.uri, source.version, options)
     if source.parts is not None:
-        return aligned_part(dataset, source.parts.get(fragment.fragment, []), columns)
+        return aligned_part(dataset, source.parts.get(fragment, []), columns)
     scanner = dataset.scanner(columns=columns)
     mine = [batch.filter(pc.is_in(batch.column("id"), value_set=ids)) for batch in scanner.to_batches()]
     return pa.Table.from_batches(mine, schema=scanner.projected_schema)

@@ -15,6 +15,7 @@ import pyarrow as pa
 from datas3_ray.errors import UsageError, did_you_mean
 from datas3_ray.sources.base import Sample, SampleError
 from datas3_ray.sources.caption_template import CaptionTemplate
+from datas3_ray.texts import finite
 
 RESERVED = ("id", "uri", "offset", "length", "width", "height", "meta", "image")
 """Names the lake gives its own columns; so does anything that begins with an underscore."""
@@ -360,22 +361,13 @@ def _json(value: Any) -> str:
         try:
             return _dumps(value)
         except ValueError:  # 1e999 is a number in JSON, infinity in Python, and none when it is written again
-            return _dumps(_finite(value))
+            return _dumps(finite(value))
     except RecursionError:
         raise BadValue("the .json member is nested too deeply to be kept") from None
 
 
 def _dumps(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    """The value with null in the place of numbers that JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _clean(text: str) -> str:

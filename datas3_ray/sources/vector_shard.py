@@ -285,7 +285,7 @@ class ShardReader:
     def _ids_of(self, table: pa.Table | None, first: int, count: int) -> pa.Array:
         prefix = self._spec.id_prefix
         if self._ids is not None:
-            ids = self._ids.slice(first, count)
+            ids = _sound(self._ids.slice(first, count))
         elif self._id is not None and table is not None:
             ids = _as_text(table.column(self._id), self._id)
         else:
@@ -311,16 +311,20 @@ def _one(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
 
 
+def _sound(ids: pa.Array) -> pa.Array:
+    """Ids of which an empty one is null, and so is one with a NUL byte, by which no row can be ranked."""
+    no_id = pc.or_(pc.equal(ids, ""), pc.match_substring(ids, "\0"))
+    return pc.if_else(no_id, pa.scalar(None, pa.string()), ids)
+
+
 def _as_text(column: pa.ChunkedArray, name: str) -> pa.Array:
-    """Ids as text; a missing or empty one is null, and so is one with a NUL byte, by which no row can be ranked."""
+    """Ids as text."""
     try:
         if pa.types.is_floating(column.type):
             column = column.cast(pa.int64())  # what pandas makes of whole numbers beside missing ones
-        ids = _one(column).cast(pa.string())
+        return _sound(_one(column).cast(pa.string()))
     except pa.ArrowException as error:
         raise TableError("not_a_table", f"the ids in column {name!r} cannot be read: {error}") from None
-    no_id = pc.or_(pc.equal(ids, ""), pc.match_substring(ids, "\0"))
-    return pc.if_else(no_id, pa.scalar(None, pa.string()), ids)
 
 
 def _exactly(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
